@@ -1,0 +1,1 @@
+"""The run folder: identity, lock, atomic files, digests, ledger, metrics.json. No torch here."""

@@ -1,0 +1,122 @@
+"""A run folder and its run.json."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medkit.record.files import read_json, safe_name, write_json
+from medkit.record.ledger import LEDGER_NAME, Ledger
+from medkit.record.lock import is_locked
+
+RUN_NAME = "run.json"
+SCHEMA = 1
+STATUSES = ("running", "done", "failed", "timeout", "interrupted", "killed")
+
+
+def now() -> str:
+    """Return the time as run.json writes it: UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """One run's folder; ``run.json`` in it is changed by whole-file replacement only."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+
+    @classmethod
+    def create(cls, path: Path | str, **fields: Any) -> RunFolder:
+        """Make the folder and its first run.json.
+
+        Raises:
+            FileExistsError: When the folder has content.
+        """
+        folder = cls(path)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        content = sorted(p.name for p in folder.path.iterdir() if p.name != ".lock")
+        if content:
+            raise FileExistsError(
+                f"{folder.path} must be new or empty for a new run, it holds {content[:5]}. "
+                "Choose another folder, or resume the run that is in it (--resume)."
+            )
+        folder.update(
+            **({"schema": SCHEMA, "status": "running", "start": now(), "stages": {}} | fields)
+        )
+        return folder
+
+    @property
+    def run_json(self) -> Path:
+        """Path of ``run.json``."""
+        return self.path / RUN_NAME
+
+    def exists(self) -> bool:
+        """Whether this is a run folder."""
+        return self.run_json.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """Return ``run.json``, or an empty dict where there is none yet."""
+        return dict(read_json(self.run_json)) if self.exists() else {}
+
+    def update(self, **fields: Any) -> dict[str, Any]:
+        """Change fields of ``run.json``; launcher and kernel may both do so."""
+        with self.editing() as content:
+            content.update(fields)
+        return content
+
+    @contextmanager
+    def editing(self) -> Iterator[dict[str, Any]]:
+        """Read, change and replace ``run.json`` while no other process does."""
+        fd = os.open(self.path / ".run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            content = self.read()
+            yield content
+            write_json(self.run_json, content)
+        finally:
+            os.close(fd)
+
+    @property
+    def status(self) -> str:
+        """The status as it is: a run that says ``running`` but whose lock is dead was killed."""
+        status = str(self.read().get("status", ""))
+        return "killed" if status == "running" and not is_locked(self.path) else status
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's ledger."""
+        return Ledger(self.path / LEDGER_NAME)
+
+    def subfolder(self, name: str) -> Path:
+        """Return ``<run>/<name>``, made if need be."""
+        path = self.path / safe_name(name)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def stage_dir(self, name: str) -> Path:
+        """Return ``checkpoints/<name>``, made if need be."""
+        path = self.subfolder("checkpoints") / safe_name(name)
+        path.mkdir(exist_ok=True)
+        return path
+
+
+def new_run_path(base: Path | str, notebook_stem: str, seed: int) -> Path:
+    """Return ``<base>/<notebook>/<UTC>-s<seed>``, with ``-2``, ``-3`` ... where that is taken."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    parent = Path(base) / safe_name(notebook_stem)
+    path, number = parent / f"{stamp}-s{seed}", 1
+    while path.exists():
+        number += 1
+        path = parent / f"{stamp}-s{seed}-{number}"
+    return path
+
+
+def find_runs(base: Path | str) -> list[RunFolder]:
+    """Return the run folders under ``base``, oldest first."""
+    found = [RunFolder(path.parent) for path in Path(base).rglob(RUN_NAME)]
+    return sorted(found, key=lambda run: (str(run.read().get("start", "")), str(run.path)))

@@ -1,0 +1,86 @@
+"""The ledger: one line for every time the kit stepped in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medkit.record.files import write_text
+
+LEDGER_NAME = "ledger.jsonl"
+
+
+class Ledger:
+    """Append-only lines with the keys ``time stage epoch batch step event rows action detail``.
+
+    ``rows`` holds pseudonyms or positions, never patient identifiers.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def append(
+        self,
+        event: str,
+        *,
+        action: str,
+        stage: str = "",
+        epoch: int | None = None,
+        batch: int | None = None,
+        step: int | None = None,
+        rows: Sequence[int | str] = (),
+        detail: str = "",
+    ) -> None:
+        """Write one line and sync it: what was done is known even after a SIGKILL."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "stage": stage,
+            "epoch": epoch,
+            "batch": batch,
+            "step": step,
+            "event": event,
+            "rows": list(rows),
+            "action": action,
+            "detail": detail,
+        }
+        with self.path.open("a") as handle:
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the lines; a last line torn by a kill is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text().splitlines()
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise ValueError(
+                        f"{self.path} line {number} must be JSON, got {line[:80]!r}. "
+                        "The ledger was damaged or edited; restore it from a copy."
+                    ) from None
+        return rows
+
+    def cut_after(self, stage: str, step: int) -> int:
+        """Drop what ``stage`` wrote after optimizer step ``step``; return the number dropped.
+
+        A run resumed from that step lives through those events again and writes them anew.
+        """
+        rows = self.read()
+        kept = [
+            row
+            for row in rows
+            if row["stage"] != stage or row["step"] is None or int(row["step"]) <= step
+        ]
+        if len(kept) < len(rows):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            write_text(self.path, text)
+        return len(rows) - len(kept)
