@@ -41,7 +41,7 @@ test-all: setup-dev ## all tests, those that take long and the container build i
 	@$(DOCTEST)
 
 lab: setup-lab ## JupyterLab on 127.0.0.1 with a random token
-	@cd notebooks && ../$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.allow_remote_access=False
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1
 
 lint: setup-dev ## ruff (notebooks too), its formatter, mypy, hadolint
 	@$(BIN)/ruff check .
