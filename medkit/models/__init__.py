@@ -1,0 +1,1 @@
+"""What learns: nets, LightningModules, and the baselines they must beat."""

@@ -1,0 +1,1 @@
+"""Made-up hospitals whose truth is known."""
