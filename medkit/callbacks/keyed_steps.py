@@ -1,0 +1,125 @@
+"""Every draw of a training step is a function of the step's place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.model_helpers import is_overridden
+
+from medkit import keyed as keys
+from medkit.data.generators import Generator, find_generators, rekey
+from medkit.data.loader import KeyedLoader
+
+_log = logging.getLogger(__name__)
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class KeyedSteps(pl.Callback):
+    """Set every generator before each batch from ``seed, "step", epoch, batch, rank, attempt``.
+
+    Put it first in the Trainer's list: hooks of later callbacks then draw from the key as well.
+    Private generators the module keeps are found and keyed too. Keyed loaders are told to follow
+    this Trainer's loops; a training loader that is not keyed is reported to ``on_inexact``.
+
+    Args:
+        seed: The run's seed.
+        name: The stage; layers made in ``setup`` or ``configure_model`` draw from its "init" key.
+        on_inexact: Called with a reason when something here cannot be exact; None logs it.
+    """
+
+    def __init__(
+        self, *, seed: int, name: str = "fit", on_inexact: Callable[[str], None] | None = None
+    ) -> None:
+        self.seed = int(seed)
+        self.name = name
+        self.attempt = 0  # raised by a guard that retries a batch after a rollback
+        self.on_inexact = on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
+        self._private: list[Generator] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Key layers that are made late."""
+        if stage == "fit":
+            keys.set_globals(keys.seed_of(self.seed, "init", self.name))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bind the loaders and find the module's own generators."""
+        self._private = find_generators(pl_module)
+        combined = trainer.fit_loop._combined_loader
+        for loader in combined.flattened if combined is not None else ():
+            if isinstance(loader, KeyedLoader):
+                loader.bind(trainer)
+                loader.keys_transfer = _draws_in_transfer(trainer, pl_module)
+                if loader.seed != self.seed:
+                    self.on_inexact(
+                        f"the training loader is keyed by seed {loader.seed}, "
+                        f"the steps by {self.seed}"
+                    )
+            else:
+                self.on_inexact(
+                    f"the training data come from a {type(loader).__name__} that is not keyed; "
+                    "wrap it: keyed(datamodule)"
+                )
+        if trainer._val_check_time_interval is not None:
+            self.on_inexact("validation by wall time (val_check_interval) does not repeat")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Key what is drawn once an epoch."""
+        self._set(pl_module, "epoch", trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Key dropout and whatever else the step draws."""
+        place = (trainer.current_epoch, batch_idx, trainer.global_rank, self.attempt)
+        self._set(pl_module, "step", *place)
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Key what validation draws; the epoch is left out, so epochs can be compared."""
+        self._set(pl_module, "validate", batch_idx, dataloader_idx, trainer.global_rank)
+
+    def on_test_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Key what testing draws."""
+        self._set(pl_module, "test", batch_idx, dataloader_idx, trainer.global_rank)
+
+    def on_predict_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Key what prediction draws (Monte Carlo dropout)."""
+        self._set(pl_module, "predict", batch_idx, dataloader_idx, trainer.global_rank)
+
+    def _set(self, pl_module: pl.LightningModule, purpose: str, *place: keys.Place) -> None:
+        key = keys.seed_of(self.seed, purpose, *place)
+        keys.set_globals(key, device=pl_module.device)
+        if self._private:
+            rekey(self._private, key)
+
+
+def _draws_in_transfer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Whether moving a batch runs somebody's code, which may augment it there.
+
+    Those hooks run before ``on_train_batch_start``, so the loader sets their key.
+    """
+    owners = [pl_module] if trainer.datamodule is None else [pl_module, trainer.datamodule]
+    return any(is_overridden(hook, owner) for hook in _TRANSFER_HOOKS for owner in owners)

@@ -1,0 +1,365 @@
+"""Resume points: kill a training anywhere, and go on to the same bits.
+
+A point is taken as a batch begins, when the step before it is wholly done: validation, schedulers,
+averaging and loggers included. It holds weights, optimizers, loops and what Lightning leaves out
+(``callbacks/state.py``), and no generator state at all: the next batch is a function of its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+
+from medkit.callbacks import state as extra
+from medkit.record.checkpoints import FINISHED, checkpoint_name, clean, commit, prune
+
+_log = logging.getLogger(__name__)
+_KEY = "medkit"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_PROGRESS_KEYS = ("ready", "started", "processed")
+
+
+class TrainingInterrupted(SystemExit):
+    """Training stopped at a step boundary because a signal asked for it; a resume point is there.
+
+    A subclass of SystemExit, so that a plain script ends with exit code 143 (SIGTERM, SIGUSR1) or
+    130 (Ctrl-C) and never with 0.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.code = 130 if signum == signal.SIGINT else 143
+
+
+class SettingsChangedError(ValueError):
+    """A run was to be resumed under other settings than it was started with."""
+
+
+class ResumePoints(Checkpoint):
+    """Write resume points off the training thread, and bring a fit back from one.
+
+    Put it last in the Trainer's list, so that other callbacks' state is in the point. Resume by
+    ``trainer.fit(..., ckpt_path=newest_sound(folder))``.
+
+    Args:
+        folder: Where the stage's points go; one fit writes there.
+        every_n_steps: A point every so many optimizer steps; None for none by count.
+        every_s: A point when this many seconds have passed since the last; None for none by time.
+        keep: Points kept.
+        identity: Plain settings of the fit; a resume under others is refused, or, when
+            ``on_changed`` returns, goes on.
+        on_changed: Called with the differences; raises to refuse. None refuses.
+        on_signal: Called with the signal's name before :class:`TrainingInterrupted` is raised.
+        on_saved: Called with (epoch, batch, step) when a point was taken.
+        on_finished: Called once the last point, of the finished stage, is on the disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        every_n_steps: int | None = None,
+        every_s: float | None = 60.0,
+        keep: int = 2,
+        identity: Mapping[str, Any] | None = None,
+        on_changed: Callable[[dict[str, Any]], None] | None = None,
+        on_signal: Callable[[str], None] | None = None,
+        on_saved: Callable[[int, int, int], None] | None = None,
+        on_finished: Callable[[pl.Trainer], None] | None = None,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}. Use None for none.")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}. One sound point must remain.")
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.every_s = every_s
+        self.keep = keep
+        self.identity = dict(identity or {})
+        self.on_changed = on_changed
+        self.on_signal = on_signal
+        self.on_saved = on_saved
+        self.on_finished = on_finished
+        self.stop_signal: int | None = None
+        self.resumed_at: tuple[int, int, int] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._changes: extra.ChangedAttributes | None = None
+        self._writer = _Writer()
+        self._copies = extra.HostCopies()
+        self._last_step = 0
+        self._last_time = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    # ---- coming back -------------------------------------------------------------------------
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take in what Lightning does not restore, and set its loops straight."""
+        if _KEY not in checkpoint or trainer.state.fn != "fit":
+            return
+        saved = checkpoint[_KEY]
+        differences = {k: v for k, v in saved["identity"].items() if self.identity.get(k) != v}
+        if differences:
+            found = {k: {"was": v, "is": self.identity.get(k)} for k, v in differences.items()}
+            if self.on_changed is None:
+                raise SettingsChangedError(describe_changes(found))
+            self.on_changed(found)
+        self._resumed = saved
+        self.resumed_at = (saved["epoch"], saved["batch"], saved["step"])
+        if saved["finished"]:
+            trainer.should_stop = True  # an early stop left no other trace
+            trainer.num_sanity_val_steps = 0  # it would wipe the metrics put back below
+        else:
+            _enter_epoch_cleanly(trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring a finished stage back; Lightning goes no further with it."""
+        if self._resumed is not None and self._resumed["finished"]:
+            rank_state = self._resumed["ranks"][trainer.global_rank]
+            extra.ChangedAttributes.restore(trainer, rank_state["changed"])
+            extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
+            self._resumed = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put back running metrics and attributes; begin to listen for signals."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        orphans = clean(self.folder) if trainer.is_global_zero else []
+        if orphans:
+            _log.info("removed %d files that a kill left in %s", len(orphans), self.folder)
+        self._changes = extra.ChangedAttributes(trainer)
+        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        if self._resumed is not None:
+            rank_state = self._resumed["ranks"][trainer.global_rank]
+            extra.ChangedAttributes.restore(trainer, rank_state["changed"])
+            extra.restore_results(trainer, rank_state["results"])
+            extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
+            extra.restore_gradients(trainer, rank_state["gradients"])
+            self._resumed = None
+        self.stop_signal = None
+        if threading.current_thread() is threading.main_thread():
+            # after Lightning's own handlers, which end a run with exit code 0
+            self._handlers = {s: signal.signal(s, self._note_signal) for s in _SIGNALS}
+
+    # ---- taking points -----------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take a point if one is due and no gradient is under way."""
+        # Lightning holds this flag through the whole resumed epoch, and then leaves out the step
+        # of a plateau scheduler at its end
+        trainer.fit_loop._restarting = False
+        accumulate = trainer.accumulate_grad_batches
+        if pl_module.automatic_optimization and batch_idx % accumulate:
+            return
+        due, stop = self._agree(trainer, self._is_due(trainer), self.stop_signal is not None)
+        if stop:
+            self._save(trainer, batch_idx, wait=True)
+            self._stop(trainer, batch_idx)
+        elif due and self._writer.idle():
+            self._save(trainer, batch_idx, wait=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the finished stage: a later resume loads it and trains nothing."""
+        self._save(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, finished=True)
+        self._restore_handlers()
+        if self.on_finished is not None:
+            self.on_finished(trainer)
+        if self.stop_signal is not None:
+            self._stop(trainer, 0)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Let the point that is being written land; the live state is in the middle of a step."""
+        self._restore_handlers()
+        self._writer.join()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for the disk."""
+        self._restore_handlers()
+        self._writer.join()
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        done = trainer.global_step - self._last_step
+        if done <= 0:
+            return False
+        by_count = self.every_n_steps is not None and done >= self.every_n_steps
+        by_time = self.every_s is not None and time.monotonic() - self._last_time >= self.every_s
+        return by_count or by_time
+
+    def _agree(self, trainer: pl.Trainer, due: bool, stop: bool) -> tuple[bool, bool]:
+        """Let all processes do the same: what one wants, all do."""
+        if trainer.world_size == 1:
+            return due, stop
+        wishes = torch.tensor([due, stop], dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
+        return bool(wishes[0]), bool(wishes[1])
+
+    def _save(
+        self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
+    ) -> None:
+        self._writer.join()
+        for logger in trainer.loggers:
+            logger.save()  # what the point claims to have logged is on the disk
+        place = {
+            "epoch": trainer.current_epoch,
+            "batch": batch_idx,
+            "step": trainer.global_step,
+            "finished": finished,
+        }
+        checkpoint = self._collect(trainer, place)
+        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        name = FINISHED if finished else checkpoint_name(trainer.current_epoch, batch_idx)
+        checkpoint = self._copies.copy(checkpoint)
+        self._writer.submit(lambda: self._write(self.folder / name, checkpoint))
+        if wait:
+            self._writer.join()
+        if self.on_saved is not None:
+            self.on_saved(trainer.current_epoch, batch_idx, trainer.global_step)
+
+    def _collect(self, trainer: pl.Trainer, place: dict[str, Any]) -> dict[str, Any]:
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            # not needed to go on; kept where they are plain, so that a net can be rebuilt
+            if key in checkpoint:
+                checkpoint[key] = extra.plain_or_none(checkpoint[key], key)
+        if not place["finished"]:
+            _settle_loops(checkpoint["loops"]["fit_loop"])
+        if self._changes is None:
+            raise RuntimeError("on_train_start must run before a point is saved. Use the Trainer.")
+        mine = {
+            "changed": self._changes.collect(trainer),
+            "results": extra.collect_results(trainer),
+            "callback_metrics": extra.collect_callback_metrics(trainer),
+            "gradients": extra.collect_gradients(trainer),
+        }
+        ranks = [mine]
+        if trainer.world_size > 1:
+            ranks = [mine] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, mine)
+        checkpoint[_KEY] = place | {"identity": self.identity, "ranks": ranks}
+        result: dict[str, Any] = extra.plain(checkpoint, "checkpoint")
+        return result
+
+    def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        commit(path, lambda temp: torch.save(checkpoint, temp))
+        prune(path.parent, self.keep)
+
+    # ---- signals -----------------------------------------------------------------------------
+
+    def _note_signal(self, signum: int, frame: FrameType | None) -> None:
+        if self.stop_signal is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: now, without a new point
+        self.stop_signal = signum
+        _log.warning("%s: a resume point at the next step boundary, then stop", _name(signum))
+
+    def _stop(self, trainer: pl.Trainer, batch_idx: int) -> None:
+        signum = self.stop_signal if self.stop_signal is not None else signal.SIGTERM
+        if self.on_signal is not None:
+            self.on_signal(_name(signum))
+        raise TrainingInterrupted(
+            f"{_name(signum)}: training stopped before batch {batch_idx} of epoch "
+            f"{trainer.current_epoch} (step {trainer.global_step}). A resume point is in "
+            f"{self.folder}; run the same fit again to go on.",
+            signum,
+        )
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+
+class _Writer:
+    """One thread, one file at a time; an error there is raised in the training thread."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Begin to write; the writer must be idle."""
+        self.join()
+        self._thread = threading.Thread(target=self._run, args=(work,), name="medkit-resume-point")
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the file, and raise what went wrong with it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread by join()
+            self._error = error
+
+
+def describe_changes(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say which settings differ, and what can be done."""
+    lines = [f"{key} was {value['was']!r}, is {value['is']!r}" for key, value in found.items()]
+    return (
+        "a run is resumed under the settings it was started with, but "
+        + "; ".join(lines)
+        + ". Set them back, start a new run, or pass allow_inexact=True (--allow-inexact): the run "
+        "then goes on and is marked exact: false with these reasons."
+    )
+
+
+def _name(signum: int) -> str:
+    return signal.Signals(signum).name
+
+
+def _settle_loops(loops: dict[str, Any]) -> None:
+    """Write the loops' progress as it stands between two batches.
+
+    As a batch begins, Lightning has counted it as ready and knows whether it is the last; a resume
+    must find neither.
+    """
+    progress = loops["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        for key in _PROGRESS_KEYS:
+            progress[part][key] = progress[part]["completed"]
+    progress["is_last_batch"] = False
+
+
+def _enter_epoch_cleanly(trainer: pl.Trainer) -> None:
+    """Let the epoch loop forget that it restarts as soon as it stands at the right batch.
+
+    A restarting epoch loop that finds validation due (it was done before the point was taken)
+    counts a step twice and skips the next validation.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    original = loop.reset
+
+    def reset_once() -> None:
+        original()
+        loop.reset = original  # type: ignore[method-assign]
+        loop.restarting = False
+
+    loop.reset = reset_once  # type: ignore[method-assign]
+
+

@@ -1,0 +1,133 @@
+"""Find the random generators an object keeps for itself, and key them.
+
+A dataset may hold a ``RandomState`` (every MONAI transform does), a ``numpy.random.Generator``, a
+``random.Random`` or a ``torch.Generator``: in an attribute, in a list of transforms, in the cells
+of a lambda, in a module-level variable its methods name. Each of them is history. The walk below
+finds them; :func:`rekey` makes their next draws a function of a place.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+Generator = np.random.RandomState | np.random.Generator | random.Random | torch.Generator
+
+_GENERATORS = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
+_LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, torch.Tensor)
+_LIBRARIES = ("torch.", "numpy", "pandas", "builtins", "pyarrow", "PIL", "logging", "pathlib")
+_LIBRARIES += ("pytorch_lightning", "lightning_fabric", "torchmetrics", "threading", "_thread")
+_MANY = 1000  # a longer list is data when its first hundred entries are
+_LIMIT = 200_000  # objects looked at before the walk gives up
+
+
+def find_generators(root: object) -> list[Generator]:
+    """Return every private generator reachable from ``root``, in an order that does not vary."""
+    found: list[Generator] = []
+    seen: set[int] = set()
+    stack: list[object] = [root]
+    while stack and len(seen) < _LIMIT:
+        item = stack.pop()
+        if isinstance(item, _LEAVES) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, _GENERATORS):
+            if not _is_global(item):
+                found.append(item)
+            continue
+        stack.extend(reversed(list(_parts(item))))
+    return found
+
+
+def rekey(generators: Iterable[Generator], key: int) -> None:
+    """Set each generator from ``key`` and its number in the list."""
+    for number, item in enumerate(generators, start=1):
+        mixed = (key ^ (0x9E3779B97F4A7C15 * number)) & 0xFFFFFFFFFFFFFFFF
+        if isinstance(item, np.random.RandomState):
+            item.seed(mixed & 0xFFFFFFFF)
+        elif isinstance(item, np.random.Generator):
+            bits = item.bit_generator
+            bits.state = type(bits)(mixed).state  # type: ignore[call-arg]
+        elif isinstance(item, random.Random):
+            item.seed(mixed)
+        else:
+            item.manual_seed(mixed)
+
+
+def _is_global(item: object) -> bool:
+    """Whether this is one of the process-wide generators, which have keys of their own."""
+    # SystemRandom asks the operating system; seeding it does nothing
+    return (
+        item is torch.default_generator
+        or item is np.random.mtrand._rand
+        or isinstance(item, random.SystemRandom)
+        or item is getattr(random.random, "__self__", None)
+    )
+
+
+def _parts(item: object) -> Iterator[object]:
+    if isinstance(item, Mapping):
+        yield from _sample(list(item.values()))
+    elif isinstance(item, list | tuple):
+        yield from _sample(item)
+    elif isinstance(item, functools.partial):
+        yield from (item.func, *item.args, *item.keywords.values())
+    elif isinstance(item, types.MethodType):
+        yield from (item.__self__, item.__func__)
+    elif isinstance(item, types.FunctionType):
+        yield from _of_function(item)
+    elif isinstance(item, type | types.ModuleType | types.BuiltinFunctionType):
+        return
+    elif not type(item).__module__.startswith(_LIBRARIES) or _is_torch_data(item):
+        yield from _of_object(item)
+
+
+def _is_torch_data(item: object) -> bool:
+    """Torch's own datasets, samplers and modules hold other people's objects."""
+    module = type(item).__module__
+    return module.startswith(("torch.utils.data", "torch.nn"))
+
+
+def _sample(items: list[Any] | tuple[Any, ...]) -> Iterable[object]:
+    if len(items) > _MANY and all(isinstance(part, _LEAVES) for part in items[:100]):
+        return ()
+    return items
+
+
+def _of_function(function: types.FunctionType) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # a cell not filled yet holds nothing
+            continue
+    yield from function.__defaults__ or ()
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if isinstance(value, _GENERATORS):
+            yield value
+
+
+def _of_object(item: object) -> Iterator[object]:
+    state = getattr(item, "__dict__", None)
+    if isinstance(state, dict):
+        yield from list(state.values())
+    for kind in type(item).__mro__:
+        if kind.__module__.startswith(_LIBRARIES):
+            continue
+        for value in vars(kind).values():
+            if isinstance(value, _GENERATORS):
+                yield value  # MONAI's Randomizable.R is shared by the class until it is set
+            elif isinstance(value, types.FunctionType):
+                for name in value.__code__.co_names:
+                    named = value.__globals__.get(name)
+                    if isinstance(named, _GENERATORS):
+                        yield named
+        for slot in getattr(kind, "__slots__", ()):
+            if isinstance(slot, str) and hasattr(item, slot):
+                yield getattr(item, slot)

@@ -1,0 +1,407 @@
+"""Loaders without history: what a batch holds is a function of seed, epoch and batch number.
+
+``keyed(data)`` wraps somebody's DataLoader or DataModule. The order of an epoch is taken from
+their own sampler, once, with every generator set from the epoch's key; from there only positions
+count. A sample is fetched with every generator set from its position's key. So an epoch can be
+entered at any batch, by any number of workers, and the same place gives the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.utilities import CombinedLoader
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+
+from medkit import keyed as keys
+from medkit.data.generators import Generator, find_generators, rekey
+
+_log = logging.getLogger(__name__)
+_HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
+
+
+class PlaceBatch(NamedTuple):
+    """A batch before it is fetched: where it stands in its epoch, and which rows it is made of."""
+
+    epoch: int
+    batch: int
+    start: int  # position of its first row in the epoch's global order
+    rows: Any  # what the sampler gave: a list or array of indices, or one item without batching
+
+
+class _KeyedFetch(Dataset[Any]):
+    """Fetches and collates one :class:`PlaceBatch`; the part of a loader that workers run."""
+
+    def __init__(self, loader: DataLoader[Any], seed: int, tag: tuple[keys.Place, ...]) -> None:
+        self.dataset = loader.dataset
+        self.collate = loader.collate_fn
+        self.batched = loader.batch_sampler is not None
+        self.seed = seed
+        self.tag = tag
+        # a dataset may say that fetching draws nothing; then there is nothing to key
+        self.draws = not getattr(self.dataset, "draws_nothing", False)
+        self._private: list[Generator] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_private": None}  # found anew in a spawned worker
+
+    def __getitems__(self, place: PlaceBatch) -> Any:
+        if not self.draws:
+            return self._fetch_at_once(place)
+        fetch_many = getattr(self.dataset, "__getitems__", None)
+        if not self.batched or fetch_many is not None:
+            self._key("augment", place.epoch, place.start)
+            samples = self._fetch_raw(place, fetch_many)
+        else:
+            samples = []
+            for offset, row in enumerate(place.rows):
+                self._key("augment", place.epoch, place.start + offset)
+                samples.append(self.dataset[row])
+        self._key("collate", place.epoch, place.batch)
+        return self.collate(samples)
+
+    def _fetch_at_once(self, place: PlaceBatch) -> Any:
+        return self.collate(self._fetch_raw(place, getattr(self.dataset, "__getitems__", None)))
+
+    def _fetch_raw(self, place: PlaceBatch, fetch_many: Callable[[Any], Any] | None) -> Any:
+        if not self.batched:
+            return self.dataset[place.rows]
+        if fetch_many is not None:
+            return fetch_many(place.rows)
+        return [self.dataset[row] for row in place.rows]
+
+    def _key(self, purpose: str, *place: keys.Place) -> None:
+        if self._private is None:
+            self._private = find_generators([self.dataset, self.collate])
+        key = keys.seed_of(self.seed, purpose, *place, *self.tag)
+        keys.set_globals(key)
+        rekey(self._private, key)
+
+
+class _Places:
+    """The batch sampler of the inner loader: hands out the places it was given."""
+
+    def __init__(self) -> None:
+        self.places: Sequence[PlaceBatch] = ()
+
+    def __iter__(self) -> Iterator[PlaceBatch]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+class KeyedLoader:
+    """A DataLoader whose batches depend on their place alone.
+
+    Iterate it like the loader it wraps. Under a Trainer (bound by the kit's callbacks) it starts
+    at the epoch and batch the training loop stands at; alone, at batch 0 of ``epoch``
+    (:meth:`set_epoch`). With several processes, process r of W takes batches r, r + W, ... of the
+    one global order; the last round is filled up from the front, as ``DistributedSampler`` does.
+
+    Args:
+        loader: A map-style ``DataLoader``.
+        seed: The run's seed; None takes that of the run started last.
+        tag: Tells loaders of one run apart; empty for the first training loader.
+
+    Raises:
+        ValueError: For an IterableDataset, which has no positions, and for MONAI's
+            ThreadDataLoader, whose threads share generators.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int | None = None,
+        tag: tuple[keys.Place, ...] = (),
+    ) -> None:
+        reason = why_not_keyed(loader)
+        if reason:
+            raise ValueError(reason)
+        self.loader = loader
+        self.seed = keys.run_seed() if seed is None else int(seed)
+        self.tag = tag
+        self.epoch = 0
+        self.trainer: pl.Trainer | None = None
+        self.keys_transfer = False  # set where a module draws while a batch is moved
+        self._places = _Places()
+        self._fetch = _KeyedFetch(loader, self.seed, tag)
+        self._inner = _rebuilt(loader, self._fetch, self._places)
+        self._order_of: tuple[tuple[int, int], list[PlaceBatch]] | None = None
+
+    # what others read of a DataLoader
+    @property
+    def dataset(self) -> Dataset[Any]:
+        """The dataset of the wrapped loader, untouched."""
+        return self.loader.dataset
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows a batch, as the wrapped loader says it."""
+        return self.loader.batch_size
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        return self.loader.num_workers
+
+    @property
+    def sampler(self) -> SequentialSampler:
+        """A stand-in: Lightning replaces a random sampler it sees here when it overfits batches."""
+        return SequentialSampler(range(len(self)))
+
+    @property
+    def batch_sampler(self) -> None:
+        """None: the order is this loader's own."""
+        return None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch a loader without a Trainer gives."""
+        self.epoch = int(epoch)
+
+    def bind(self, trainer: pl.Trainer) -> None:
+        """Take epoch and batch from this Trainer's loops from now on."""
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        _, world = self._rank()
+        return -(-len(self.loader) // world) if world > 1 else len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: nothing happens before the first batch is asked for. Lightning makes the
+        # iterator before it knows the epoch (its issues 20550 and 21938); here that is harmless.
+        epoch, cycle, first = self._where()
+        places = self._local(epoch, cycle)[first:]
+        self._places.places = places
+        fetch_here = self._inner.num_workers == 0 and self._fetch.draws
+        with keys.globals_keyed(self.seed, "workers", epoch, *self.tag):
+            batches = iter(self._inner)
+        for place in places:
+            with _fetching(fetch_here):
+                batch = next(batches)
+            if self.keys_transfer and self.trainer is not None:
+                key = keys.seed_of(self.seed, "transfer", epoch, place.batch, *self.tag)
+                keys.set_globals(key, device=self.trainer.strategy.root_device)
+            yield batch
+
+    def places(self, epoch: int, *, cycle: int = 0) -> list[PlaceBatch]:
+        """Return the places of one epoch over all processes, in order.
+
+        ``cycle`` counts how often a shorter loader was begun again within one epoch.
+        """
+        if self._order_of is None or self._order_of[0] != (epoch, cycle):
+            self._order_of = ((epoch, cycle), self._draw_order(epoch, cycle))
+        return self._order_of[1]
+
+    def rows(self, epoch: int, batch: int) -> list[int]:
+        """Return the dataset indices of a batch (its number counts over all processes)."""
+        return [int(row) for row in np.atleast_1d(self.places(epoch)[batch].rows)]
+
+    def batch_at(self, epoch: int, batch: int) -> Any:
+        """Fetch one batch again from its place alone, augmented as it was in training."""
+        with _fetching(True):
+            return self._fetch.__getitems__(self.places(epoch)[batch])
+
+    def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
+        place = (epoch, cycle) if cycle else (epoch,)
+        key = keys.seed_of(self.seed, "order", *place, *self.tag)
+        plain = _plain_random(self.loader)
+        if plain is not None:
+            total, size, drop_last = plain
+            order = keys.generator(self.seed, "order", *place, *self.tag).permutation(total)
+            stop = total - total % size if drop_last else total
+            groups: list[Any] = [order[i : i + size].tolist() for i in range(0, stop, size)]
+        else:
+            sampler = self.loader.batch_sampler or self.loader.sampler
+            if isinstance(self.loader.sampler, DistributedSampler):
+                self.loader.sampler.set_epoch(epoch)
+            state = keys.get_globals()
+            keys.set_globals(key)
+            rekey(find_generators(sampler), key)
+            try:
+                groups = list(sampler)
+            finally:
+                keys.restore_globals(state)
+        places, position = [], 0
+        for number, group in enumerate(groups):
+            places.append(PlaceBatch(epoch, number, position, group))
+            position += len(group) if hasattr(group, "__len__") else 1
+        return places
+
+    def _local(self, epoch: int, cycle: int) -> list[PlaceBatch]:
+        places = self.places(epoch, cycle=cycle)
+        rank, world = self._rank()
+        if world == 1 or not places:
+            return places
+        missing = -len(places) % world
+        return (places + places[:missing])[rank::world]
+
+    def _rank(self) -> tuple[int, int]:
+        if self.trainer is None or isinstance(self.loader.sampler, DistributedSampler):
+            return 0, 1  # alone, or a sampler that takes its own share
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _where(self) -> tuple[int, int, int]:
+        """Return epoch, cycle and first batch of the iteration that begins now."""
+        if self.trainer is None:
+            return self.epoch, 0, 0
+        if self.tag and self.tag[0] != "train":
+            return 0, 0, 0  # evaluation sees the same draws each time
+        loop = self.trainer.fit_loop
+        epoch = 0 if self.trainer.overfit_batches > 0 else loop.epoch_progress.current.processed
+        cycle, first = divmod(loop.epoch_loop.batch_progress.current.ready, max(len(self), 1))
+        return epoch, cycle, first
+
+
+def keyed(data: Any, *, seed: int | None = None) -> Any:
+    """Make order and augmentation of somebody's data functions of place.
+
+    Args:
+        data: A ``DataLoader`` (a :class:`KeyedLoader` comes back), or a LightningDataModule or
+            LightningModule with ``*_dataloader`` hooks, which comes back itself: its hooks then
+            return keyed loaders, and its ``setup`` draws (splits) from the key "split".
+        seed: None takes the seed of the run started last.
+
+    Raises:
+        TypeError: For anything else.
+        ValueError: For a loader that cannot be tamed, with the reason.
+    """
+    seed = keys.run_seed() if seed is None else int(seed)
+    if isinstance(data, KeyedLoader):
+        return data
+    if isinstance(data, DataLoader):
+        return KeyedLoader(data, seed=seed)
+    if isinstance(data, pl.LightningDataModule | pl.LightningModule):
+        for hook in _HOOKS:
+            if _overrides(data, hook):
+                original = getattr(data, hook)
+                if isinstance(original, functools.partial):  # keyed before: the new seed counts
+                    original = original.keywords["hook"]
+                kind = hook.removesuffix("_dataloader")
+                fresh = functools.partial(_keyed_loaders, hook=original, seed=seed, kind=kind)
+                object.__setattr__(data, hook, fresh)
+        if isinstance(data, pl.LightningDataModule) and _overrides(data, "setup"):
+            original = getattr(data, "setup")  # noqa: B009 - Lightning wraps it by instance
+            if isinstance(original, functools.partial):
+                original = original.keywords["hook"]
+            object.__setattr__(data, "setup", functools.partial(_keyed_setup, hook=original, seed=seed))
+        return data
+    raise TypeError(
+        f"keyed() wraps a DataLoader, a LightningDataModule or a LightningModule with loader "
+        f"hooks, got {type(data).__name__}. Pass the object whose batches are trained on."
+    )
+
+
+def why_not_keyed(loader: DataLoader[Any]) -> str:
+    """Return why the draws of a loader cannot be made functions of place; empty if they can."""
+    if isinstance(loader.dataset, IterableDataset):
+        return (
+            f"{type(loader.dataset).__name__} is an IterableDataset: its samples have no position, "
+            "so an epoch cannot be entered in the middle. Use a map-style dataset."
+        )
+    if any(kind.__name__ == "ThreadDataLoader" for kind in type(loader).__mro__):
+        return (
+            "MONAI's ThreadDataLoader fetches in threads that share their generators, so draws "
+            "depend on timing. Use monai.data.DataLoader or torch's."
+        )
+    return ""
+
+
+def _keyed_loaders(*, hook: Callable[[], Any], seed: int, kind: str) -> Any:
+    with keys.globals_keyed(seed, "loader", kind):
+        loaders = hook()
+    numbers = iter(range(1_000_000))
+
+    def wrap(loader: DataLoader[Any]) -> Any:
+        number = next(numbers)
+        reason = why_not_keyed(loader)
+        if reason:  # left as it is; the Trainer's callbacks mark the run inexact
+            _log.warning("%s", reason)
+            return loader
+        first = kind == "train" and number == 0
+        return KeyedLoader(loader, seed=seed, tag=() if first else (kind, number))
+
+    if isinstance(loaders, CombinedLoader):
+        loaders.flattened = [wrap(x) if isinstance(x, DataLoader) else x for x in loaders.flattened]
+        return loaders
+    return apply_to_collection(loaders, DataLoader, wrap)
+
+
+def _keyed_setup(stage: str | None = None, *, hook: Callable[..., Any], seed: int) -> Any:
+    with keys.globals_keyed(seed, "split"):
+        return hook(stage)
+
+
+def _overrides(data: object, name: str) -> bool:
+    parent = pl.LightningDataModule if isinstance(data, pl.LightningDataModule) else pl.LightningModule
+    return name in vars(data) or getattr(type(data), name) is not getattr(parent, name)
+
+
+def _plain_random(loader: DataLoader[Any]) -> tuple[int, int, bool] | None:
+    """Return (rows, batch size, drop_last) of an ordinary shuffled loader, else None."""
+    batches, sampler = loader.batch_sampler, loader.sampler
+    plain = type(batches) is BatchSampler and type(sampler) is RandomSampler
+    if plain and not sampler.replacement and sampler._num_samples is None:  # type: ignore[attr-defined]
+        return len(sampler), batches.batch_size, batches.drop_last  # type: ignore[arg-type,union-attr]
+    return None
+
+
+def _rebuilt(
+    loader: DataLoader[Any], fetch: _KeyedFetch, places: _Places
+) -> DataLoader[Any]:
+    """Make the inner loader: their workers, pinning and time-outs; our places and fetching."""
+    workers: dict[str, Any] = {}
+    if loader.num_workers > 0:
+        workers = {
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "worker_init_fn": loader.worker_init_fn,
+            "multiprocessing_context": loader.multiprocessing_context,
+            "timeout": loader.timeout,
+        }
+    return DataLoader(
+        fetch,
+        batch_sampler=places,  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        **workers,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def _fetching(here: bool) -> Iterator[None]:
+    """In the main process: one intra-op thread, as in a worker, and global generators put back."""
+    if not here:
+        yield
+        return
+    state, threads = keys.get_globals(), torch.get_num_threads()
+    if threads != 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if threads != 1:
+            torch.set_num_threads(threads)
+        keys.restore_globals(state)

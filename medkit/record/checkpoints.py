@@ -1,0 +1,90 @@
+"""Checkpoint files with a digest beside them: which are there, which are sound, which go."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from medkit.record.files import sha256_file, sync_folder, write_text
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"resume-e(\d+)-b(\d+)\.ckpt|finished\.ckpt")
+FINISHED = "finished.ckpt"
+
+
+def checkpoint_name(epoch: int, batch: int) -> str:
+    """Return the file name of the state before ``batch`` of ``epoch``; names sort by age."""
+    return f"resume-e{epoch:06d}-b{batch:08d}.ckpt"
+
+
+def digest_path(path: Path) -> Path:
+    """Return where the SHA-256 of a checkpoint stands."""
+    return path.with_name(path.name + ".sha256")
+
+
+def commit(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a checkpoint so that it is whole, digested and on the disk, or not there at all.
+
+    The order matters: data synced, digest in place, and only then the data under its name. A
+    checkpoint without a digest therefore never exists, and a kill at any moment leaves at worst an
+    orphan that :func:`clean` removes. All of it happens in one folder (a rename across file systems
+    is a copy).
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temp)
+        with temp.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        write_text(digest_path(path), sha256_file(temp) + "\n")
+        temp.replace(path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a stage, oldest first, a finished one last."""
+    found = [path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.name == FINISHED, path.name))
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint's bytes are those that were written."""
+    try:
+        return digest_path(path).read_text().strip() == sha256_file(path)
+    except OSError:
+        return False
+
+
+def newest_sound(folder: Path, on_damaged: Callable[[Path], None] | None = None) -> Path | None:
+    """Return the newest checkpoint whose digest is right; name and pass over damaged ones."""
+    for path in reversed(checkpoints(folder)):
+        if is_sound(path):
+            return path
+        _log.warning("%s is damaged: its SHA-256 differs from the one beside it. Passed over.", path)
+        if on_damaged is not None:
+            on_damaged(path)
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Keep the last ``keep`` checkpoints; a finished one makes the others needless."""
+    found = checkpoints(folder)
+    if found and found[-1].name == FINISHED:
+        keep = 1
+    for path in found[:-keep]:
+        path.unlink(missing_ok=True)
+        digest_path(path).unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> list[str]:
+    """Remove what kills left behind: temporary files and digests without a checkpoint."""
+    orphans = [path for path in folder.glob(".*.tmp")]
+    orphans += [p for p in folder.glob("*.ckpt.sha256") if not p.with_suffix("").exists()]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+    return sorted(path.name for path in orphans)
