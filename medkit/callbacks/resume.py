@@ -21,7 +21,15 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from medkit.callbacks import state as extra
-from medkit.record.checkpoints import FINISHED, checkpoint_name, clean, commit, prune
+from medkit.callbacks.logs import RunCSVLogger
+from medkit.record.checkpoints import (
+    FINISHED,
+    checkpoint_name,
+    checkpoints,
+    clean,
+    commit,
+    prune,
+)
 
 _log = logging.getLogger(__name__)
 _KEY = "medkit"
@@ -110,12 +118,7 @@ class ResumePoints(Checkpoint):
         if _KEY not in checkpoint or trainer.state.fn != "fit":
             return
         saved = checkpoint[_KEY]
-        differences = {k: v for k, v in saved["identity"].items() if self.identity.get(k) != v}
-        if differences:
-            found = {k: {"was": v, "is": self.identity.get(k)} for k, v in differences.items()}
-            if self.on_changed is None:
-                raise SettingsChangedError(describe_changes(found))
-            self.on_changed(found)
+        self._compare(saved["identity"])
         self._resumed = saved
         self.resumed_at = (saved["epoch"], saved["batch"], saved["step"])
         if saved["finished"]:
@@ -125,7 +128,8 @@ class ResumePoints(Checkpoint):
             _enter_epoch_cleanly(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bring a finished stage back; Lightning goes no further with it."""
+        """Remember how the module began; bring a finished stage back."""
+        self._changes = extra.ChangedAttributes(trainer)
         if self._resumed is not None and self._resumed["finished"]:
             rank_state = self._resumed["ranks"][trainer.global_rank]
             extra.ChangedAttributes.restore(trainer, rank_state["changed"])
@@ -138,7 +142,7 @@ class ResumePoints(Checkpoint):
         orphans = clean(self.folder) if trainer.is_global_zero else []
         if orphans:
             _log.info("removed %d files that a kill left in %s", len(orphans), self.folder)
-        self._changes = extra.ChangedAttributes(trainer)
+        rows: list[int] = []
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         if self._resumed is not None:
             rank_state = self._resumed["ranks"][trainer.global_rank]
@@ -146,7 +150,16 @@ class ResumePoints(Checkpoint):
             extra.restore_results(trainer, rank_state["results"])
             extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
             extra.restore_gradients(trainer, rank_state["gradients"])
+            rows = rank_state["log_rows"]
             self._resumed = None
+        elif checkpoints(self.folder):
+            raise FileExistsError(
+                f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go on "
+                "from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new run."
+            )
+        if trainer.is_global_zero:
+            for number, log in enumerate(_csv_logs(trainer)):
+                log.begin(rows[number] if number < len(rows) else 0)
         self.stop_signal = None
         if threading.current_thread() is threading.main_thread():
             # after Lightning's own handlers, which end a run with exit code 0
@@ -183,14 +196,38 @@ class ResumePoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Let the point that is being written land; the live state is in the middle of a step."""
+        """Let the point that is being written land; the live state may be in the middle of a step.
+
+        A signal to the whole process group kills the loader's workers before the next boundary.
+        The loss shows when a batch is asked for, and then the state is whole: it is saved.
+        """
         self._restore_handlers()
         self._writer.join()
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        lost_worker = isinstance(exception, RuntimeError) and "DataLoader worker" in str(exception)
+        if self.stop_signal is None or not lost_worker or not trainer.training:
+            return
+        whole = progress.ready == progress.completed
+        if whole and progress.completed % trainer.accumulate_grad_batches == 0:
+            self._save(trainer, progress.completed, wait=True)
+        self._stop(trainer, progress.completed)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for the disk."""
         self._restore_handlers()
         self._writer.join()
+
+    def _compare(self, saved: Mapping[str, Any]) -> None:
+        """Refuse, or report, settings of this fit that differ from the point's."""
+        found = {
+            key: {"was": saved[key], "is": value}
+            for key, value in self.identity.items()
+            if key in saved and saved[key] != value
+        }
+        if found and self.on_changed is None:
+            raise SettingsChangedError(describe_changes(found))
+        if found and self.on_changed is not None:
+            self.on_changed(found)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         done = trainer.global_step - self._last_step
@@ -247,6 +284,7 @@ class ResumePoints(Checkpoint):
             "results": extra.collect_results(trainer),
             "callback_metrics": extra.collect_callback_metrics(trainer),
             "gradients": extra.collect_gradients(trainer),
+            "log_rows": [log.rows for log in _csv_logs(trainer)],
         }
         ranks = [mine]
         if trainer.world_size > 1:
@@ -327,6 +365,10 @@ def describe_changes(found: Mapping[str, Mapping[str, Any]]) -> str:
         + ". Set them back, start a new run, or pass allow_inexact=True (--allow-inexact): the run "
         "then goes on and is marked exact: false with these reasons."
     )
+
+
+def _csv_logs(trainer: pl.Trainer) -> list[RunCSVLogger]:
+    return [log for log in trainer.loggers if isinstance(log, RunCSVLogger)]
 
 
 def _name(signum: int) -> str:

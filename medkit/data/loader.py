@@ -216,8 +216,12 @@ class KeyedLoader:
 
     def batch_at(self, epoch: int, batch: int) -> Any:
         """Fetch one batch again from its place alone, augmented as it was in training."""
-        with _fetching(True):
-            return self._fetch.__getitems__(self.places(epoch)[batch])
+        return self.fetch(self.places(epoch)[batch])
+
+    def fetch(self, place: PlaceBatch) -> Any:
+        """Fetch the rows of one place, here and now."""
+        with _fetching(self._fetch.draws):
+            return self._fetch.__getitems__(place)
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
         place = (epoch, cycle) if cycle else (epoch,)

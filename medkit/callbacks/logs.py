@@ -1,0 +1,126 @@
+"""Logs that survive a kill: metrics.csv that goes on where it stood, and a progress file."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
+from pytorch_lightning.utilities import rank_zero_only
+
+from medkit.record.files import write_json, write_text
+
+PROGRESS_NAME = "progress.json"
+
+
+class _Writer(ExperimentWriter):
+    rows = 0
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep the file: Lightning's writer deletes what an earlier process logged."""
+
+    def save(self) -> None:
+        new = len(self.metrics)
+        super().save()
+        self.rows += new
+
+    def cut(self, rows: int) -> None:
+        """Keep the first ``rows`` rows of what an earlier process wrote, and append to them."""
+        path = Path(self.metrics_file_path)
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        if rows == 0 or not lines:
+            path.unlink(missing_ok=True)
+            return
+        write_text(path, "".join(lines[: rows + 1]))
+        self.metrics_keys = next(csv.reader(lines[:1]))
+        self.rows = min(rows, len(lines) - 1)
+
+
+class RunCSVLogger(CSVLogger):
+    """``logs/<stage>/metrics.csv``; a resumed fit cuts it to the rows its resume point knew.
+
+    Args:
+        folder: The stage's log folder.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__(save_dir=str(folder), name="", version="")
+        self._folder = Path(folder)
+
+    @property
+    def log_dir(self) -> str:
+        """The folder itself, without a version below it."""
+        return str(self._folder)
+
+    @property
+    def experiment(self) -> _Writer:  # type: ignore[override]
+        """The writer, made at first use."""
+        if self._experiment is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._experiment = _Writer(log_dir=self.log_dir)  # type: ignore[assignment]
+        return self._experiment  # type: ignore[return-value]
+
+    @property
+    def rows(self) -> int:
+        """Rows on the disk."""
+        return self.experiment.rows
+
+    @rank_zero_only
+    def begin(self, rows: int = 0) -> None:
+        """Start at ``rows`` rows; 0 begins a new file."""
+        self.experiment.cut(rows)
+
+
+class ProgressFile(pl.Callback):
+    """Write where training stands into one small file, at most twice a second.
+
+    Whoever started the job shows it as a bar; the notebook's output stays free of ten thousand
+    progress lines.
+
+    Args:
+        folder: The run's ``logs`` folder; the file is ``progress.json``.
+        name: The stage.
+        every_s: Seconds between two writes.
+    """
+
+    def __init__(self, folder: Path | str, *, name: str = "fit", every_s: float = 0.5) -> None:
+        self.path = Path(folder) / PROGRESS_NAME
+        self.name = name
+        self.every_s = every_s
+        self._next = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write if half a second has passed."""
+        now = time.monotonic()
+        if now >= self._next and trainer.is_global_zero:
+            self._next = now + self.every_s
+            self._write(trainer, batch_idx + 1, "training")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that validation runs."""
+        if trainer.is_global_zero and time.monotonic() >= self._next and not trainer.sanity_checking:
+            self._write(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, "validating")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say that the stage is done."""
+        if trainer.is_global_zero:
+            self._write(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, "done")
+
+    def _write(self, trainer: pl.Trainer, batch: int, message: str) -> None:
+        batches = trainer.num_training_batches
+        content = {
+            "stage": self.name,
+            "epoch": trainer.current_epoch,
+            "max_epochs": trainer.max_epochs,
+            "batch": batch,
+            "batches": int(batches) if batches != float("inf") else None,
+            "step": trainer.global_step,
+            "message": message,
+            "time": time.time(),
+        }
+        write_json(self.path, content)

@@ -1,0 +1,448 @@
+"""One run: its folder, lock, identity and seeds, from the first cell to the last."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medkit import keyed as keys
+from medkit.callbacks.resume import SettingsChangedError, TrainingInterrupted, describe_changes
+from medkit.record import identity as identities
+from medkit.record.checkpoints import newest_sound
+from medkit.record.files import read_json, sha256_file, sha256_text
+from medkit.record.folder import RunFolder, new_run_path, now
+from medkit.record.ledger import Ledger
+from medkit.record.lock import RunLock
+from medkit.record.pseudonym import pseudonym
+from medkit.record.results import METRICS_NAME, Metric, write_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+_active: Run | None = None
+_WAIT_FOR_LOCK_S = 15.0  # a loader worker notices its dead parent within about 5 s
+
+
+class StageFinishedError(RuntimeError):
+    """A finished stage was to be fitted again."""
+
+
+class Run:
+    """What a notebook holds of its run; made by :func:`start_run`.
+
+    Attributes:
+        dir: The run folder.
+        seed: Decides initial weights, order, augmentation and dropout.
+        split_seed: Decides who is in which split.
+        quick: Whether this is the short path; ``run/quick`` in metrics.json says so.
+        folder: ``run.json`` and subfolders.
+        resumed: Whether this process goes on with a run that another began.
+    """
+
+    def __init__(
+        self, folder: RunFolder, lock: RunLock | None, *, seed: int, split_seed: int, quick: bool
+    ) -> None:
+        self.folder = folder
+        self.dir = folder.path
+        self.seed = seed
+        self.split_seed = split_seed
+        self.quick = quick
+        self.resumed = False
+        self.allow_inexact = False
+        self.launched = False
+        self._lock = lock
+        self._finished_here: set[str] = set()
+        self._metrics: dict[str, Metric | float] = {}
+        self._began = time.monotonic()
+        self._cpu = _cpu_s()
+        self._open = True
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's ledger."""
+        return self.folder.ledger
+
+    @contextmanager
+    def init(self, stage: str) -> Iterator[None]:
+        """Build a net inside: its weights depend on seed and stage, not on earlier cells."""
+        with keys.globals_keyed(self.seed, "init", stage):
+            yield
+
+    def resume(self, stage: str) -> str | None:
+        """Return the newest sound checkpoint of ``stage`` for ``fit(ckpt_path=...)``, or None.
+
+        A damaged checkpoint is named in the log and the ledger and passed over. The ledger's lines
+        after the point are cut by the fit itself: it lives through those events again.
+
+        Raises:
+            StageFinishedError: When this process has finished the stage already.
+        """
+        if stage in self._finished_here:
+            raise StageFinishedError(
+                f"stage {stage!r} of {self.dir} is finished. Run the start_run cell again for a new "
+                "run, or give the fit another name: stable_trainer(run, name=...)."
+            )
+
+        def on_damaged(path: Path) -> None:
+            self.ledger.append(
+                "damaged checkpoint", action="passed over", stage=stage, detail=path.name
+            )
+
+        path = newest_sound(self.folder.stage_dir(stage), on_damaged)
+        if path is None:
+            if self.resumed:
+                _log.warning("stage %r has no sound resume point: it starts afresh", stage)
+            self.ledger.cut_after(stage, -1)
+            return None
+        return str(path)
+
+    def metrics(self, metrics: Mapping[str, Metric | float]) -> None:
+        """Add named numbers and write ``metrics.json``."""
+        self._metrics.update(metrics)
+        self._metrics["run/quick"] = Metric(float(self.quick))
+        write_metrics(self.dir / METRICS_NAME, self._metrics)
+
+    def predictions(
+        self,
+        name: str,
+        *,
+        row_ids: Sequence[object],
+        y: Sequence[float],
+        score: Sequence[float],
+        site: Sequence[str] | None = None,
+    ) -> Path:
+        """Write ``predictions/<name>.parquet``: row pseudonym, site, y, score."""
+        import pandas as pd
+
+        path = self.folder.subfolder("predictions") / f"{name}.parquet"
+        table = pd.DataFrame(
+            {
+                "row": [pseudonym(row) for row in row_ids],
+                "site": list(site) if site is not None else [""] * len(row_ids),
+                "y": list(y),
+                "score": list(score),
+            }
+        )
+        table.to_parquet(path, index=False)
+        return path
+
+    def figure(self, figure: Figure, name: str) -> Path:
+        """Write ``figures/<name>.png``."""
+        path = self.folder.subfolder("figures") / f"{name}.png"
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        return path
+
+    def data(self, **digests: str) -> None:
+        """Note what was read: name -> SHA-256; a resume on other data is refused.
+
+        Raises:
+            SettingsChangedError: When an earlier attempt of this run read other bytes.
+        """
+        known = dict(self.folder.read().get("data", {}))
+        was = {name: known[name] for name in digests if name in known}
+        self._compare({"data": was}, {"data": {name: digests[name] for name in was}})
+        self.folder.update(data=known | digests)
+
+    def mark_inexact(self, reason: str) -> None:
+        """Say in run.json that the promises do not hold, and why."""
+        with self.folder.editing() as content:
+            reasons = content.setdefault("inexact_reasons", [])
+            if reason not in reasons:
+                reasons.append(reason)
+                _log.warning("this run is not exact: %s", reason)
+            content["exact"] = False
+
+    def stage_done(self, stage: str, *, step: int, weights_sha256: str) -> None:
+        """Note that a stage has ended, and what its weights are."""
+        self._finished_here.add(stage)
+        with self.folder.editing() as content:
+            stages = content.setdefault("stages", {})
+            stages[stage] = {"status": "done", "step": step, "weights_sha256": weights_sha256}
+            lines = [
+                f"{name} {stages[name]['weights_sha256']}\n"
+                for name in sorted(stages)
+                if "weights_sha256" in stages[name]
+            ]
+            content["weights_sha256"] = sha256_text("".join(lines))
+
+    def stage_begun(self, stage: str) -> None:
+        """Note that a stage is under way."""
+        with self.folder.editing() as content:
+            content.setdefault("stages", {}).setdefault(stage, {"status": "running", "step": 0})
+
+    def note_signal(self, name: str) -> None:
+        """Note which signal ended this attempt, for whoever started the job."""
+        self.folder.update(interrupted_by=name)
+
+    def finish(self, status: str | None = None) -> None:
+        """Close the run: cost, status and end; the lock is let go.
+
+        Called by itself when the process ends or a new run is started. A launched job's status is
+        its launcher's to say.
+        """
+        if not self._open:
+            return
+        self._open = False
+        with self.folder.editing() as content:
+            _add_cost(content, time.monotonic() - self._began, _cpu_s() - self._cpu)
+            if not self.launched:
+                stages = content.get("stages", {}).values()
+                whole = all(stage["status"] == "done" for stage in stages)
+                whole = whole and not content.get("interrupted_by")
+                content["status"] = status or ("done" if whole else "interrupted")
+                content["end"] = now()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """Refuse a resume under other settings, or go on and mark it."""
+        differences = identities.compare(old, new)
+        if not differences:
+            return
+        if not self.allow_inexact:
+            raise SettingsChangedError(
+                f"{self.dir} must be resumed under the settings it was started with, but "
+                + "; ".join(differences)
+                + ". Set them back, start a new run, or pass allow_inexact=True "
+                "(--allow-inexact): it then goes on and is marked exact: false."
+            )
+        for difference in differences:
+            self.mark_inexact(f"resumed although {difference}")
+
+    def changed(self, found: dict[str, Any]) -> None:
+        """Take the differences a resume point found: refuse them, or mark the run."""
+        if not self.allow_inexact:
+            raise SettingsChangedError(describe_changes(found))
+        for key, value in found.items():
+            self.mark_inexact(f"resumed although {key} was {value['was']!r}, is {value['is']!r}")
+
+
+def start_run(
+    run_dir: str | Path = "",
+    *,
+    seed: int,
+    split_seed: int = 0,
+    quick: bool = False,
+    threads: int | None = None,
+    allow_inexact: bool = False,
+) -> Run:
+    """Begin a run, or go on with the unfinished one in ``run_dir``.
+
+    Sets the thread count, torch's deterministic mode and every global generator; takes the
+    folder's lock; writes down what the run is. Started again in the same process it closes the
+    run before it.
+
+    Args:
+        run_dir: The run folder; empty makes ``runs/<notebook>/<UTC>-s<seed>``.
+        seed: Decides initial weights, order, augmentation and dropout.
+        split_seed: Decides who is in which split; keep it while ``seed`` varies.
+        quick: Whether this is the short path of a notebook.
+        threads: Intra-op threads; results depend on it. None keeps torch's number.
+        allow_inexact: Resume although settings differ, and mark the run ``exact: false``.
+
+    Raises:
+        RunBusyError: When another process writes into the folder.
+        FileExistsError: When the folder holds a finished run or something else.
+        SettingsChangedError: When an unfinished run was started under other settings.
+    """
+    global _active
+    if _active is not None:
+        _active.finish()
+        _active = None
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # a Trainer makes it strict
+    torch.backends.cudnn.benchmark = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    path, launched = _where(run_dir, seed)
+    folder = RunFolder(path)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    os.environ["MEDKIT_RUN_DIR"] = str(path)  # processes that Lightning starts join this run
+    lock = None
+    if not launched and rank == 0:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(path)
+        lock.acquire(wait_s=_WAIT_FOR_LOCK_S if folder.exists() else 0.0)
+    run = Run(folder, lock, seed=int(seed), split_seed=int(split_seed), quick=bool(quick))
+    run.launched = launched
+    run.allow_inexact = allow_inexact or os.environ.get("MEDKIT_ALLOW_INEXACT") == "1"
+    if rank == 0:
+        try:
+            _enter(run)
+        except BaseException:
+            run._open = False
+            if lock is not None:
+                lock.release()
+            raise
+    keys.set_run_seed(run.seed)
+    _listen(run)
+    _active = run
+    _log.info("run folder: %s", run.dir)
+    return run
+
+
+def _enter(run: Run) -> None:
+    """Make the folder's run.json, or check that it is this run's."""
+    folder = run.folder
+    fresh = {
+        "seed": run.seed,
+        "split_seed": run.split_seed,
+        "quick": run.quick,
+        "git": identities.git_commit(Path.cwd()),
+        "environment": identities.environment(),
+        "exact": True,
+        "inexact_reasons": [],
+        "hardware_class": hardware_class(),
+    }
+    if not folder.exists():
+        RunFolder.create(run.dir, **fresh, notebook=_script_name(), command=list(sys.argv))
+    elif not run.launched and folder.read().get("status") == "done":
+        raise FileExistsError(
+            f"{run.dir} holds a finished run. Choose another folder for a new one, or read its "
+            "metrics.json and report."
+        )
+    content = folder.read()
+    me = _identity(run, content)
+    known = content.get("identity")
+    if known is None:
+        folder.update(identity=me, **{k: v for k, v in fresh.items() if k not in content})
+        return
+    run.resumed = True
+    run._compare(known, me)
+    with folder.editing() as content:
+        progress = run.dir / "logs" / "progress.json"
+        if progress.exists():
+            content["last_step_seen"] = read_json(progress)["step"]
+        if not run.launched:
+            attempts = content.setdefault("attempts", [])
+            attempts.append({"start": now(), "end": None, "how": "resumed"})
+            content["status"] = "running"
+        content["interrupted_by"] = None
+        content["end"] = None
+
+
+def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must not change between two attempts of one run."""
+    environment = identities.environment()
+    names = ("python", "torch", "pytorch-lightning", "numpy")
+    return {
+        "seed": run.seed,
+        "split_seed": run.split_seed,
+        "quick": run.quick,
+        "parameters": content.get("parameters") or {},
+        "code_sha256": identities.code_digest(),
+        "notebook_sha256": content.get("notebook_sha256") or _script_digest(),
+        "environment": {name: environment[name] for name in names},
+        "hardware_class": hardware_class(),
+    }
+
+
+def hardware_class() -> dict[str, Any]:
+    """Return what the bits of a result may depend on besides the code: the promises hold within."""
+    found: dict[str, Any] = dict(identities.hardware_class_base())
+    found |= {
+        "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+    }
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        module = torch.get_device_module(device)
+        describe = getattr(module, "get_device_name", None)
+        found["accelerator"] = describe() if callable(describe) else str(device)
+        found["accelerators"] = torch.accelerator.device_count()
+    return found
+
+
+def _where(run_dir: str | Path, seed: int) -> tuple[Path, bool]:
+    """Return the folder and whether a launcher prepared it."""
+    prepared = os.environ.get("MEDKIT_RUN_DIR", "")
+    same = not str(run_dir) or (prepared and Path(run_dir).absolute() == Path(prepared))
+    if prepared and same and "MEDKIT_LAUNCHER_PID" in os.environ:
+        return Path(prepared), True
+    if prepared and same and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return Path(prepared), False
+    if str(run_dir):
+        return Path(run_dir).absolute(), False
+    return new_run_path(_runs_base(), Path(_script_name()).stem or "interactive", seed), False
+
+
+def _runs_base() -> Path:
+    """``runs`` beside the project's ``pyproject.toml`` or ``.git``, else in the working folder."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder / "runs"
+    return here / "runs"
+
+
+def _script_name() -> str:
+    """Name of the notebook (as Jupyter tells its kernel) or of the script."""
+    session = os.environ.get("JPY_SESSION_NAME")
+    if session:
+        return Path(session).name
+    main = sys.modules.get("__main__")
+    return Path(getattr(main, "__file__", None) or "interactive").name
+
+
+def _script_digest() -> str:
+    """SHA-256 of the script that runs; empty for a notebook, whose cells change as one works."""
+    if "ipykernel" in sys.modules:
+        return ""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return sha256_file(file) if file and Path(file).exists() else ""
+
+
+def _listen(run: Run) -> None:
+    """Outside a fit there is nothing to save: stop at once, and say what it was."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        name = signal.Signals(signum).name
+        run.note_signal(name)
+        raise TrainingInterrupted(f"{name}: the run was stopped outside a fit", signum)
+
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, stop)
+
+
+def _cpu_s() -> float:
+    mine = os.times()
+    return mine.user + mine.system + mine.children_user + mine.children_system
+
+
+def _add_cost(content: dict[str, Any], wall_s: float, cpu_s: float) -> None:
+    import resource
+
+    cost = content.setdefault("cost", {})
+    cost["wall_s"] = round(cost.get("wall_s", 0.0) + wall_s, 1)
+    cost["cpu_s"] = round(cost.get("cpu_s", 0.0) + cpu_s, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    cost["peak_memory_mb"] = max(cost.get("peak_memory_mb", 0), round(peak))
+    cost.setdefault("steps_wasted", 0)
+
+
+def _at_exit() -> None:
+    if _active is not None:
+        # a notebook's failed cell is not the end of its run; a script's error is
+        failed = getattr(sys, "last_type", None) is not None and "ipykernel" not in sys.modules
+        _active.finish("failed" if failed else None)
+
+
+atexit.register(_at_exit)

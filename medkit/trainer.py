@@ -1,0 +1,266 @@
+"""An ordinary Lightning Trainer with the kit's callbacks in it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+
+from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.callbacks.logs import ProgressFile, RunCSVLogger
+from medkit.callbacks.resume import ResumePoints
+from medkit.data.loader import KeyedLoader, PlaceBatch, keyed
+from medkit.record.checkpoints import FINISHED
+from medkit.record.files import sha256_file
+from medkit.run import Run, start_run
+
+__all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
+
+_LOGGERS = {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger", "wandb": "WandbLogger"}
+
+
+def stable_trainer(
+    run: Run,
+    *,
+    name: str = "fit",
+    max_epochs: int,
+    callbacks: Sequence[pl.Callback] = (),
+    logger: Logger | str | None = None,
+    checkpoint_every_n_steps: int | None = None,
+    checkpoint_every_s: float | None = 60.0,
+    keep_checkpoints: int = 2,
+    **lightning: Any,
+) -> pl.Trainer:
+    """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
+
+    In it: keyed steps (first), your callbacks, the progress file, resume points (last), and
+    ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
+
+    Args:
+        run: From :func:`start_run`.
+        name: The stage; unique in its run.
+        max_epochs: As Lightning's.
+        callbacks: Your own; they run between the kit's.
+        logger: One more Lightning logger, or "tensorboard", "mlflow" or "wandb"; CSV is always on.
+        checkpoint_every_n_steps: A resume point every so many optimizer steps; None for none.
+        checkpoint_every_s: A resume point when so many seconds have passed; None for none.
+        keep_checkpoints: Resume points kept.
+        **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
+            one device, no bar when a launcher shows progress, no model summary.
+
+    Raises:
+        ValueError: For arguments that would break the promises.
+    """
+    for key, why in _REFUSED.items():
+        if key in lightning and lightning[key] != why[0]:
+            raise ValueError(f"stable_trainer needs {key}={why[0]!r}, got {lightning[key]!r}. {why[1]}")
+        lightning.pop(key, None)
+    headless = run.launched
+    options: dict[str, Any] = {
+        "accelerator": os.environ.get("MEDKIT_ACCELERATOR", "auto"),
+        "devices": 1,
+        "deterministic": True,
+        "enable_progress_bar": not headless,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": str(run.dir),
+    } | lightning
+    if options["deterministic"] is not True:
+        run.mark_inexact(f"deterministic={options['deterministic']!r}: operations may vary")
+    run.stage_begun(name)
+    points = _RunPoints(
+        run,
+        name,
+        every_n_steps=checkpoint_every_n_steps,
+        every_s=checkpoint_every_s,
+        keep=keep_checkpoints,
+        settings=_settings(options, max_epochs),
+    )
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.save_top_k == 1:
+            # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
+            callback._enable_version_counter = False
+    return pl.Trainer(
+        max_epochs=max_epochs,
+        logger=_loggers(run, name, logger),
+        callbacks=[
+            KeyedSteps(seed=run.seed, name=name, on_inexact=run.mark_inexact),
+            *callbacks,
+            ProgressFile(run.folder.subfolder("logs"), name=name),
+            points,
+        ],
+        **options,
+    )
+
+
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "use_distributed_sampler": (False, "The keyed loader deals out the batches itself."),
+    "enable_checkpointing": (True, "Resume points are the kit's promise; see checkpoint_every_s."),
+    "barebones": (False, "It switches callbacks and checkpoints off."),
+}
+
+
+class _RunPoints(ResumePoints):
+    """Resume points that report to their run."""
+
+    def __init__(self, run: Run, name: str, *, settings: dict[str, Any], **options: Any) -> None:
+        super().__init__(
+            run.folder.stage_dir(name),
+            on_changed=run.changed,
+            on_signal=run.note_signal,
+            identity=settings,
+            **options,
+        )
+        self.run = run
+        self.name = name
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Cut the ledger to the point, and count the steps that are trained again."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self.resumed_at is None or not trainer.is_global_zero:
+            return
+        step = self.resumed_at[2]
+        self.run.ledger.cut_after(self.name, step)
+        with self.run.folder.editing() as content:
+            seen = content.pop("last_step_seen", None)
+            wasted = max(0, (seen or step) - step)
+            cost = content.setdefault("cost", {})
+            cost["steps_wasted"] = cost.get("steps_wasted", 0) + wasted
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to fit a finished stage again; note a stage that was loaded."""
+        loaded = self._resumed is not None and self._resumed["finished"]
+        if not loaded and (self.folder / FINISHED).exists() and self._resumed is None:
+            self.run.resume(self.name)  # raises for a stage finished in this process
+        super().on_fit_start(trainer, pl_module)
+        if loaded and trainer.is_global_zero:
+            self.run._finished_here.add(self.name)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare module, data and batches with those of the resume point."""
+        settings, self.identity = self.identity, _fingerprint(trainer)
+        if self._resumed is not None:
+            self._compare(self._resumed["identity"])
+        self.identity |= settings
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the finished stage and what its weights are."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            digest = weights_digest(trainer.lightning_module.state_dict())
+            self.run.stage_done(self.name, step=trainer.global_step, weights_sha256=digest)
+
+
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over parameters and buffers, in key order, as they are."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings(options: Mapping[str, Any], max_epochs: int) -> dict[str, Any]:
+    """Return the Trainer arguments that change a result, as plain values."""
+    names = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+    names += ("max_steps", "limit_train_batches", "devices", "num_nodes", "deterministic")
+    names += ("val_check_interval", "check_val_every_n_epoch", "overfit_batches")
+    return {"max_epochs": max_epochs} | {
+        name: value if isinstance(value := options[name], int | float | bool | str) else repr(value)
+        for name in names
+        if name in options
+    }
+
+
+def _fingerprint(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what a stranger's data and module look like: known once the loaders are there."""
+    combined = trainer.fit_loop._combined_loader
+    loaders = combined.flattened if combined is not None else []
+    keyed_ones = [loader for loader in loaders if isinstance(loader, KeyedLoader)]
+    return {
+        "batches": trainer.num_training_batches,
+        "rows": [len(loader.dataset) for loader in keyed_ones],  # type: ignore[arg-type]
+        "batch_size": [loader.batch_size for loader in keyed_ones],
+        "samples_sha256": [_sample_digest(loader) for loader in keyed_ones],
+        "module_sha256": _source_digest(type(trainer.lightning_module)),
+    }
+
+
+def _sample_digest(loader: KeyedLoader) -> str:
+    """Digest the first row of the first and of the last batch of epoch 0, augmentation included."""
+    places = loader.places(0)
+    digest = hashlib.sha256()
+    for place in (places[0], places[-1]) if places else ():
+        one = place
+        if loader.batch_size is not None or hasattr(place.rows, "__len__"):
+            one = PlaceBatch(place.epoch, place.batch, place.start, place.rows[:1])
+        _feed(digest, loader.fetch(one))
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray):
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        for key in value:
+            digest.update(str(key).encode())
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _feed(digest, item)
+    elif isinstance(value, int | float | str | bool):
+        digest.update(repr(value).encode())
+
+
+def _source_digest(kind: type) -> str:
+    """Digest the file a module's class is written in; empty for one typed into a notebook."""
+    try:
+        return sha256_file(inspect.getfile(kind))
+    except (TypeError, OSError):
+        return ""
+
+
+def _loggers(run: Run, name: str, more: Logger | str | None) -> list[Logger]:
+    folder = run.folder.subfolder("logs") / name
+    loggers: list[Logger] = [RunCSVLogger(folder)]
+    if isinstance(more, str):
+        loggers.append(_named_logger(more, run.dir, name))
+    elif more is not None:
+        loggers.append(more)
+    return loggers
+
+
+def _named_logger(kind: str, run_dir: Path, name: str) -> Logger:
+    if kind not in _LOGGERS:
+        raise ValueError(
+            f"logger must be one of {sorted(_LOGGERS)} or a Lightning logger, got {kind!r}. "
+            "metrics.csv is written in any case."
+        )
+    options: dict[str, Any] = {"name": name, "save_dir": str(run_dir / "logs")}
+    if kind == "mlflow":  # its file store is closed; a database file works without a server
+        database = f"sqlite:///{run_dir / 'logs' / 'mlflow.db'}"
+        options = {"experiment_name": name, "tracking_uri": database}
+    try:
+        logger: Logger = getattr(pl.loggers, _LOGGERS[kind])(**options)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"logger={kind!r} needs a package that is not installed ({error.name}). "
+            f"Install it: pip install 'medkit[{kind}]', or leave logger out: metrics.csv is always "
+            "written."
+        ) from error
+    return logger
