@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
-from medkit.record.files import write_json, write_text
+from medkit.record.files import write_bytes, write_json
 
 PROGRESS_NAME = "progress.json"
 
@@ -30,12 +30,12 @@ class _Writer(ExperimentWriter):
     def cut(self, rows: int) -> None:
         """Keep the first ``rows`` rows of what an earlier process wrote, and append to them."""
         path = Path(self.metrics_file_path)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if rows == 0 or not lines:
             path.unlink(missing_ok=True)
             return
-        write_text(path, "".join(lines[: rows + 1]))
-        self.metrics_keys = next(csv.reader(lines[:1]))
+        write_bytes(path, b"".join(lines[: rows + 1]))
+        self.metrics_keys = next(csv.reader([lines[0].decode()]))
         self.rows = min(rows, len(lines) - 1)
 
 
