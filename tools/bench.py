@@ -1,7 +1,8 @@
 """Run every benchmarks/*.py and write what they print to benchmarks/RESULTS.md.
 
-Arguments are passed on; with some (``--quick``) the table goes to runs/, not over the full one. Ends with 1 where a benchmark did: a bar that falls short,
-or a benchmark that could not be run, is in the table all the same.
+Arguments are passed on; with some (``--quick``) the table goes to runs/, not over the full one.
+Ends with 1 where a benchmark did: a bar that falls short, or a benchmark that could not be run,
+is in the table all the same.
 """
 
 from __future__ import annotations

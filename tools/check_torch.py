@@ -20,7 +20,7 @@ def asked_torch(pyproject: Path = ROOT / "pyproject.toml") -> str:
         if (found := re.fullmatch(r"torch==(\d+\.\d+)\.\*", line))
     ]
     if len(pins) != 1:
-        raise ValueError(f"{pyproject} must pin torch once, as 'torch==2.13.*'; found {pins}")
+        raise ValueError(f"{pyproject} must pin torch once, as 'torch==X.Y.*'; found {pins}")
     return pins[0]
 
 

@@ -92,7 +92,7 @@ def main() -> int:
         body = compile_lock(uv, extras, pins)
         pins = pins if name != "dev" else body
         head = [
-            f"# medkit, extras: {', '.join(extras) or 'none'}; torch is not in here (tools/lock.py)",
+            f"# medkit, extras: {', '.join(extras) or 'none'}; without torch (tools/lock.py)",
             "# Written by `make lock`; do not edit.",
             f"{DIGEST_LINE}{dependency_digest()}",
         ]
