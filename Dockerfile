@@ -64,7 +64,7 @@ ENV HOME=/home/medkit \
     PYTHONHASHSEED=0 \
     CUBLAS_WORKSPACE_CONFIG=:4096:8
 
-ARG GIT_SHA=unknown
+ARG GIT_SHA=""
 ENV MEDKIT_GIT_COMMIT=${GIT_SHA}
 LABEL org.opencontainers.image.title="medkit" \
       org.opencontainers.image.description="Medical models that come out the same twice" \
@@ -88,6 +88,8 @@ RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf,required=false \
     && python tools/check_torch.py \
     && python -m pip check \
     && python -m pip inspect --local > packages.json
+
+COPY container/jupyter_server_config.json /opt/venv/etc/jupyter/
 
 WORKDIR /workspace
 USER 1000:0

@@ -52,10 +52,7 @@ case "${1:-}" in
         command -v jupyter-lab >/dev/null ||
             refuse "JupyterLab is not in this image, which is the target 'train'. Use the target 'lab'."
         warn_of_small_shm
-        # Reachable from outside the container only; asks nobody for updates, installs nothing.
-        exec jupyter-lab --ServerApp.ip=0.0.0.0 --ServerApp.port=8888 --ServerApp.port_retries=0 \
-            --no-browser --LabApp.extension_manager=readonly \
-            --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate "$@"
+        exec jupyter-lab "$@" # address and port: jupyter_server_config.json
         ;;
     jupyter | jupyter-*) check_token "$@" ;;
     medkit | python | python3 | bash | sh | /*) ;;

@@ -52,19 +52,23 @@ def code_digest() -> str:
 
 
 def git_commit(folder: Path | str = ".") -> str:
-    """Return the commit of ``folder``, with ``+changes`` where it is not clean; empty if none."""
+    """Return the commit of ``folder``, with ``+changes`` where it is not clean; empty if none.
+
+    A container image has no repository; its build puts the commit into ``MEDKIT_GIT_COMMIT``.
+    """
     command = ["git", "-C", str(folder)]
+    built_from = os.environ.get("MEDKIT_GIT_COMMIT", "")
     try:
         head = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True)
         if head.returncode:
-            return ""
+            return built_from
         dirty = subprocess.run(
             [*command, "status", "--porcelain", "--untracked-files=no"],
             capture_output=True,
             text=True,
         )
     except FileNotFoundError:  # git is not installed: the code digest still stands
-        return ""
+        return built_from
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
