@@ -1,0 +1,1 @@
+"""Notebooks as jobs: started, watched, resumed, swept and reported. Never imports torch."""

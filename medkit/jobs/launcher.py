@@ -1,0 +1,282 @@
+"""One job from start to end: folder, lock, kernel, signals, retries, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medkit.jobs import causes, watch
+from medkit.jobs.control import GRACE_S, JobControl
+from medkit.jobs.plan import Plan, Request
+from medkit.jobs.progress import ProgressLine
+from medkit.record.folder import RunFolder, now
+from medkit.record.identity import code_digest, environment, git_commit
+from medkit.record.lock import RunLock
+
+log = logging.getLogger(__name__)
+
+EXIT_CODES = {"done": 0, "failed": 1, "killed": 1, "timeout": 124, "interrupted": 143}
+_ASKED_TO_END = {"KeyboardInterrupt", "TrainingInterrupted", "SystemExit"}
+LOCK_WAIT_S = 15.0  # the loader workers of a kernel that has just been killed hold on for seconds
+
+
+@dataclass
+class Ending:
+    """How one attempt ended.
+
+    Attributes:
+        status: As ``run.json`` writes it.
+        error: Type and message of what ended it; empty for a good end.
+        cause: The likely cause, in words.
+        cell: The code cell it ended in, counted from 1.
+        retry: Whether to go on by itself: the kernel or a loader worker died.
+    """
+
+    status: str
+    error: str = ""
+    cause: str = ""
+    cell: int = 0
+    retry: bool = False
+
+
+def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
+    """Carry a plan out.
+
+    Raises:
+        RunBusyError: When somebody else writes into the folder.
+        OSError: When the folder can't be written.
+    """
+    plan.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(plan.run_dir)
+    lock.acquire(wait_s=LOCK_WAIT_S if plan.resuming else 1.0)
+    grace_s = float(os.environ.get("MEDKIT_GRACE_S", GRACE_S))
+    control = JobControl(timeout_s=request.timeout_s, grace_s=grace_s)
+    watch.become_subreaper()  # what a killed kernel leaves behind is then ours to kill
+    try:
+        with control.listening():
+            folder = _open_folder(plan, request)
+            ending = _attempts(plan, request, folder, lock, control)
+            _close_folder(folder, ending, control)
+            _write_report(folder)
+    finally:
+        lock.release()
+    return ending, folder
+
+
+def exit_code(ending: Ending, folder: RunFolder) -> int:
+    """Return the launcher's exit code."""
+    if ending.status == "interrupted" and folder.read().get("interrupted_by") == "SIGINT":
+        return 130
+    return EXIT_CODES[ending.status]
+
+
+def _open_folder(plan: Plan, request: Request) -> RunFolder:
+    folder = RunFolder(plan.run_dir) if plan.resuming else RunFolder.create(plan.run_dir)
+    fields: dict[str, Any] = {
+        "notebook": str(plan.notebook.path),
+        "notebook_sha256": plan.notebook.digest,
+        "parameters": plan.parameters,
+        "seed": plan.seed,
+        "split_seed": plan.parameters.get("split_seed"),
+        "quick": bool(plan.parameters.get("quick", False)),
+        "command": list(request.command),
+        "git": git_commit(plan.notebook.path.parent),
+        "code_sha256": code_digest(),
+        "environment": environment(),
+    }
+    recorded = folder.read()
+    if plan.resuming:  # what the kernel compares with must stay as it was
+        for kept in ("git", "code_sha256", "environment", "command"):
+            fields[kept] = recorded.get(kept, fields[kept])
+    if plan.differences:
+        reasons = [*recorded.get("inexact_reasons", []), *plan.differences]
+        fields |= {"exact": False, "inexact_reasons": list(dict.fromkeys(reasons))}
+    attempts = recorded.get("attempts", [])
+    for attempt in attempts:  # nobody was left to close this one
+        attempt["how"] = "killed" if attempt["how"] == "running" else attempt["how"]
+    folder.update(**fields, attempts=attempts, end=None)
+    return folder
+
+
+def _attempts(
+    plan: Plan, request: Request, folder: RunFolder, lock: RunLock, control: JobControl
+) -> Ending:
+    resuming, left = plan.resuming, request.retries
+    while True:
+        _begin_attempt(folder)
+        start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        ending = _attempt(plan, request, folder, lock, control, resuming=resuming)
+        _reap()
+        _end_attempt(folder, ending, time.monotonic() - start, usage)
+        if not ending.retry or left == 0 or control.stopping:
+            return ending
+        left -= 1
+        resuming = True
+        log.warning(
+            "%s (%s) The run goes on from its last checkpoint; retries left: %d.",
+            ending.error,
+            ending.cause,
+            left,
+        )
+
+
+def _begin_attempt(folder: RunFolder) -> None:
+    attempts = [*folder.read().get("attempts", []), {"start": now(), "end": None, "how": "running"}]
+    folder.update(status="running", attempts=attempts, interrupted_by=None)
+    number, old = len(attempts) - 1, folder.path / "notebook.ipynb"
+    if old.exists():  # the partial notebook of the attempt before
+        old.replace(folder.subfolder("logs") / f"notebook.attempt{number}.ipynb")
+
+
+def _attempt(
+    plan: Plan,
+    request: Request,
+    folder: RunFolder,
+    lock: RunLock,
+    control: JobControl,
+    *,
+    resuming: bool,
+) -> Ending:
+    """Run the notebook once."""
+    from medkit.jobs import execution  # papermill takes 1.7 s to import: only now
+
+    logs = folder.subfolder("logs")
+    job = execution.Job(
+        notebook=plan.notebook.path,
+        output=folder.path / "notebook.ipynb",
+        parameters=plan.injected,
+        environment=_environment(plan, request, folder, lock, resuming=resuming),
+        pass_fds=(lock.fileno(),),
+        logs=logs,
+    )
+    kills = causes.count_oom_kills()
+    cells = [c for c in plan.notebook.cells if c.get("cell_type") == "code"]
+    with ProgressLine(logs / "progress.json", cells=len(cells) + 1) as line:
+        try:
+            result = execution.execute(job, control, on_cell=line.at_cell)
+        except Exception as error:  # ours, not the notebook's: say so, and close the books
+            with (logs / "output.log").open("a") as handle:
+                handle.write(traceback.format_exc())
+            text = f"{type(error).__name__}: {error}"
+            return Ending("failed", f"the launcher failed: {text}", causes.hint(text))
+    kills = causes.count_oom_kills() - kills
+    return _judge(result, folder, control, kills)
+
+
+def _judge(result: Any, folder: RunFolder, control: JobControl, oom_kills: int) -> Ending:
+    """Turn what the engine saw into a status."""
+    stopped = "timeout" if control.timed_out else "interrupted"
+    if result.kind == "done":
+        return Ending("done")
+    if result.kind == "stopped":
+        return Ending(stopped, _why_stopped(control), cell=result.cell)
+    if result.kind == "dead":
+        cause = causes.death(result.exit_status, oom_kills)
+        if control.stopping:
+            return Ending(stopped, _why_stopped(control), "", result.cell)
+        return Ending("killed", "the kernel died", cause, result.cell, retry=True)
+    if result.kind == "timeout":
+        return Ending("timeout", result.message, "", result.cell)
+    error = f"{result.name}: {result.message}"
+    asked = control.stopping or bool(folder.read().get("interrupted_by"))
+    by_signal = result.name in _ASKED_TO_END and (asked or result.name != "SystemExit")
+    if by_signal or (control.stopping and causes.worker_died(error)):
+        return Ending(stopped, _why_stopped(control) or error, "", result.cell)
+    retry = causes.worker_died(error)
+    return Ending("failed", error, causes.hint(error), result.cell, retry=retry)
+
+
+def _why_stopped(control: JobControl) -> str:
+    if control.timed_out:
+        return "the time limit was reached"
+    return f"{control.received.name} was received" if control.received else ""
+
+
+def _environment(
+    plan: Plan, request: Request, folder: RunFolder, lock: RunLock, *, resuming: bool
+) -> dict[str, str]:
+    """Return the kernel's environment: ours, and what the contract with ``start_run`` says."""
+    ours = {
+        "MEDKIT_RUN_DIR": str(folder.path),
+        "MEDKIT_LOCK_FD": str(lock.fileno()),
+        "MEDKIT_RESUME": "1" if resuming else "",
+        "MEDKIT_ALLOW_INEXACT": "1" if request.allow_inexact else "",
+        "PYTHONHASHSEED": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    merged = {"TQDM_MININTERVAL": "5"} | dict(os.environ) | ours | plan.environment
+    return {name: value for name, value in merged.items() if value or name not in ours}
+
+
+def _end_attempt(
+    folder: RunFolder, ending: Ending, wall_s: float, before: resource.struct_rusage
+) -> None:
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    with folder.editing() as content:
+        content["attempts"][-1] |= {
+            "end": now(),
+            "how": ending.status,
+            "wall_s": round(wall_s, 2),
+            "cpu_s": round(cpu_s, 2),
+        }
+        if ending.error:
+            content["attempts"][-1]["error"] = ending.error[:500]
+        attempts = content["attempts"]
+        cost = content.get("cost") or {}
+        content["cost"] = cost | {
+            "wall_s": round(sum(a.get("wall_s", 0.0) for a in attempts), 2),
+            "cpu_s": round(sum(a.get("cpu_s", 0.0) for a in attempts), 2),
+            "peak_memory_mb": max(cost.get("peak_memory_mb", 0), round(after.ru_maxrss / 1024)),
+        }
+
+
+def _close_folder(folder: RunFolder, ending: Ending, control: JobControl) -> None:
+    fields: dict[str, Any] = {"status": ending.status, "end": now()}
+    if ending.status == "interrupted" and not folder.read().get("interrupted_by"):
+        fields["interrupted_by"] = control.received.name if control.received else "SIGINT"
+    folder.update(**fields)
+
+
+def _write_report(folder: RunFolder) -> None:
+    from medkit.jobs.report import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:  # a report that can't be drawn must not fail a finished run
+        log.warning("report.html could not be written: %s: %s", type(error).__name__, error)
+
+
+def _reap() -> None:
+    """Kill and collect what the kernel has left behind."""
+    for pid in watch.descendants(os.getpid()):
+        watch.kill_tree(pid)
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.05)  # killed, but not dead yet
+        except ChildProcessError:
+            return
+
+
+def last_words(folder: RunFolder) -> list[str]:
+    """Return the last lines that a run has printed, as a person wants to see them."""
+    lines = causes.tail(folder.path / "logs" / "output.log")
+    kernel = [
+        line
+        for line in causes.tail(folder.path / "logs" / "kernel.log", 10)
+        if line.strip() and "ipykernel" not in line
+    ]
+    return lines + kernel
+
+
+def shown(path: Path) -> str:
+    """Return a path as short as it can be said from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

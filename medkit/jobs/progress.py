@@ -1,0 +1,100 @@
+"""One live line in the terminal, from the file that the kernel's callback writes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from medkit.record.files import read_json
+
+PLAIN_EVERY_S = 30.0
+_LOOK_EVERY_S = 0.5
+
+
+class ProgressLine:
+    """Show where a job is: a bar on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        progress_json: ``logs/progress.json``, which may not be there yet.
+        cells: Number of code cells.
+        stream: Where to write; standard error by default.
+    """
+
+    def __init__(self, progress_json: Path, *, cells: int, stream: TextIO | None = None) -> None:
+        self._path = progress_json
+        self._cells = cells
+        self._stream = stream or sys.stderr
+        self._cell = 0
+        self._start, self._began = time.monotonic(), time.time()
+        self._bar: tqdm | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="medkit-progress", daemon=True)
+
+    def __enter__(self) -> ProgressLine:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
+
+    def at_cell(self, number: int) -> None:
+        """Say which code cell is running, counted from 1."""
+        self._cell = number
+
+    def _run(self) -> None:
+        live = self._stream.isatty()
+        last_plain = time.monotonic()
+        while not self._stop.wait(_LOOK_EVERY_S):
+            state = self._state()
+            if live:
+                self._draw(state)
+            elif time.monotonic() - last_plain >= PLAIN_EVERY_S:
+                last_plain = time.monotonic()
+                self._stream.write(f"[{last_plain - self._start:6.0f} s] {self._words(state)}\n")
+                self._stream.flush()
+
+    def _state(self) -> dict[str, Any]:
+        if not self._path.is_file():
+            return {}
+        try:
+            state = dict(read_json(self._path))
+        except (OSError, ValueError):  # progress is shown, not trusted
+            return {}
+        old = float(state.get("time") or 0.0) < self._began  # an earlier attempt's last word
+        return {} if old else state
+
+    def _words(self, state: dict[str, Any]) -> str:
+        words = f"cell {self._cell}/{self._cells}"
+        if state.get("stage"):
+            words += f"  {state['stage']}"
+            if state.get("max_epochs"):
+                words += f"  epoch {int(state.get('epoch') or 0) + 1}/{state['max_epochs']}"
+            words += f"  batch {state.get('batch')}/{state.get('batches')}"
+        return f"{words}  {state.get('message') or ''}".rstrip()
+
+    def _draw(self, state: dict[str, Any]) -> None:
+        batches, epochs = int(state.get("batches") or 0), int(state.get("max_epochs") or 0)
+        total = batches * epochs or self._cells
+        done = self._cell - 1
+        if batches * epochs:
+            done = int(state.get("epoch") or 0) * batches + int(state.get("batch") or 0)
+        if self._bar is None:
+            self._bar = tqdm(
+                total=total, file=self._stream, dynamic_ncols=True, leave=False, bar_format=_FORMAT
+            )
+        if self._bar.total != total:
+            self._bar.reset(total=total)
+        self._bar.n = max(0, min(done, total))
+        self._bar.set_description_str(self._words(state), refresh=False)
+        self._bar.refresh()
+
+
+_FORMAT = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"

@@ -1,0 +1,90 @@
+"""The executed notebook as one HTML file that opens anywhere, with the run's facts on top."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from medkit.jobs.tables import MetricRow, metric_rows
+from medkit.record.files import write_text
+from medkit.record.folder import RunFolder
+from medkit.record.results import METRICS_NAME, read_metrics
+
+REPORT_NAME = "report.html"
+_FACTS = (
+    *("notebook", "command", "seed", "split_seed", "start", "end", "interrupted_by", "cost"),
+    *("git", "code_sha256", "notebook_sha256", "weights_sha256", "data", "hardware_class"),
+    "environment",
+)
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write ``report.html``: no script, no link, no font from elsewhere.
+
+    nbconvert's own pages load MathJax, RequireJS and Mermaid from the network. Its bare ``basic``
+    template loads nothing; the style is ours, and a content policy in the page forbids the rest,
+    whatever a cell has put out.
+    """
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    here = Path(__file__).parent
+    cells, styles = _cells(run.path / "notebook.ipynb")
+    facts = run.read()
+    page = Environment(autoescape=True, trim_blocks=True).from_string(
+        (here / "report.html.j2").read_text(encoding="utf-8")
+    )
+    attempts = facts.get("attempts") or [{}]
+    html = page.render(
+        title=Path(str(facts.get("notebook", "run"))).stem,
+        run=facts,
+        error=attempts[-1].get("error", ""),
+        metrics=_metrics(run),
+        parameters=[(n, json.dumps(v)) for n, v in facts.get("parameters", {}).items()],
+        ledger=_ledger(run),
+        facts=[(name, _said(facts[name])) for name in _FACTS if facts.get(name)],
+        cells=Markup(cells),  # nbconvert has escaped what is text
+        css=Markup((here / "report.css").read_text(encoding="utf-8") + styles),
+    )
+    path = run.path / REPORT_NAME
+    write_text(path, html)
+    return path
+
+
+def _cells(notebook: Path) -> tuple[str, str]:
+    if not notebook.is_file():
+        return "<p>No notebook was written.</p>", ""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from pygments.formatters import HtmlFormatter
+
+    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    nb = nbformat.read(notebook, as_version=4)
+    for cell in nb.cells:
+        for out in cell.get("outputs", []):
+            # scripts don't run here: without this kind the picture or the text is shown
+            out.get("data", {}).pop("application/javascript", None)
+    resources = {"metadata": {"path": str(notebook.parent)}}
+    body, _ = exporter.from_notebook_node(nb, resources=resources)
+    return body, HtmlFormatter().get_style_defs(".highlight")
+
+
+def _metrics(run: RunFolder) -> list[MetricRow]:
+    path = run.path / METRICS_NAME
+    return metric_rows(read_metrics(path)) if path.is_file() else []
+
+
+def _ledger(run: RunFolder) -> list[tuple[str, str, int]]:
+    lines = run.ledger.read() if run.ledger.path.is_file() else []
+    count = Counter((str(li.get("event", "")), str(li.get("action", ""))) for li in lines)
+    return [(event, action, times) for (event, action), times in sorted(count.items())]
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {v}" for k, v in sorted(value.items()))
+    return str(value)
