@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 Place = int | str
 
+_EXACT = frozenset({int, str})
 _run_seed: int | None = None
+_random: random.Random = random._inst  # type: ignore[attr-defined]
+_seed_random = random.Random.__base__.seed  # type: ignore[union-attr]
 
 
 def seed_of(seed: int, purpose: str, *place: Place) -> int:
@@ -37,10 +40,13 @@ def seed_of(seed: int, purpose: str, *place: Place) -> int:
         purpose: What is drawn: "split", "init", "order", "augment", "collate", "step", ...
         *place: Where: integers and names, such as epoch and position. ``1`` and ``"1"`` differ.
     """
-    text = f"{int(seed)}\x1f{purpose}"
-    for part in place:
-        text += f"\x1f{part!r}" if isinstance(part, str) else f"\x1f{int(part)}"
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    whole = (seed, purpose, *place)
+    for part in whole:
+        if type(part) not in _EXACT:  # a NumPy integer, say, whose repr may change
+            whole = tuple(p if isinstance(p, str) else int(p) for p in whole)
+            break
+    digest = hashlib.blake2b(repr(whole).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def generator(seed: int, purpose: str, *place: Place) -> np.random.Generator:
@@ -69,7 +75,8 @@ def set_globals(key: int, *, device: torch.device | None = None) -> None:
         key: From :func:`seed_of`.
         device: An accelerator whose default generator is set as well.
     """
-    random.seed(key)
+    _seed_random(_random, key)  # without the checks of random.seed: a third of a step's keying
+    _random.gauss_next = None  # type: ignore[attr-defined]
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the legacy global generator is the point
     torch = sys.modules.get("torch")
     if torch is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from medkit import keyed as keys
@@ -38,6 +39,12 @@ class KeyedSteps(pl.Callback):
         self.attempt = 0  # raised by a guard that retries a batch after a rollback
         self.on_inexact = on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
         self._private: list[Generator] = []
+        self._device: torch.device | None = None
+
+    # Lightning enters a profiler for every callback at every hook, 5 us each and six hooks a step;
+    # a hook that is not callable is passed over
+    on_train_batch_end = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Key layers that are made late."""
@@ -47,6 +54,7 @@ class KeyedSteps(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind the loaders and find the module's own generators."""
         self._private = find_generators(pl_module)
+        self._device = pl_module.device
         combined = trainer.fit_loop._combined_loader
         for loader in combined.flattened if combined is not None else ():
             if isinstance(loader, KeyedLoader):
@@ -111,7 +119,7 @@ class KeyedSteps(pl.Callback):
 
     def _set(self, pl_module: pl.LightningModule, purpose: str, *place: keys.Place) -> None:
         key = keys.seed_of(self.seed, purpose, *place)
-        keys.set_globals(key, device=pl_module.device)
+        keys.set_globals(key, device=self._device or pl_module.device)
         if self._private:
             rekey(self._private, key)
 

@@ -92,6 +92,10 @@ class ProgressFile(pl.Callback):
         self.every_s = every_s
         self._next = 0.0
 
+    # passed over by Lightning, see KeyedSteps
+    on_train_batch_start = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -123,4 +127,4 @@ class ProgressFile(pl.Callback):
             "message": message,
             "time": time.time(),
         }
-        write_json(self.path, content)
+        write_json(self.path, content, durable=False)

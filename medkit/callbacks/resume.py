@@ -107,7 +107,13 @@ class ResumePoints(Checkpoint):
         self._copies = extra.HostCopies()
         self._last_step = 0
         self._last_time = 0.0
+        self._batches = 0  # begun since the last point: never fewer than the steps
+        self._alone = True
         self._handlers: dict[int, Any] = {}
+
+    # passed over by Lightning, see KeyedSteps
+    on_train_batch_end = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
 
     # ---- coming back -------------------------------------------------------------------------
 
@@ -144,6 +150,7 @@ class ResumePoints(Checkpoint):
             _log.info("removed %d files that a kill left in %s", len(orphans), self.folder)
         rows: list[int] = []
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._batches, self._alone = 0, trainer.world_size == 1
         if self._resumed is not None:
             rank_state = self._resumed["ranks"][trainer.global_rank]
             extra.ChangedAttributes.restore(trainer, rank_state["changed"])
@@ -174,8 +181,9 @@ class ResumePoints(Checkpoint):
         # Lightning holds this flag through the whole resumed epoch, and then leaves out the step
         # of a plateau scheduler at its end
         trainer.fit_loop._restarting = False
-        accumulate = trainer.accumulate_grad_batches
-        if pl_module.automatic_optimization and batch_idx % accumulate:
+        if self._alone and self.stop_signal is None and not self._may_be_due():
+            return
+        if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches:
             return
         due, stop = self._agree(trainer, self._is_due(trainer), self.stop_signal is not None)
         if stop:
@@ -229,6 +237,13 @@ class ResumePoints(Checkpoint):
         if found and self.on_changed is not None:
             self.on_changed(found)
 
+    def _may_be_due(self) -> bool:
+        """Whether it is worth asking the Trainer for its step, which costs 5 us."""
+        self._batches += 1
+        if self.every_n_steps is not None and self._batches >= self.every_n_steps:
+            return True
+        return self.every_s is not None and time.monotonic() >= self._last_time + self.every_s
+
     def _is_due(self, trainer: pl.Trainer) -> bool:
         done = trainer.global_step - self._last_step
         if done <= 0:
@@ -257,12 +272,13 @@ class ResumePoints(Checkpoint):
             "step": trainer.global_step,
             "finished": finished,
         }
-        checkpoint = self._collect(trainer, place)
+        collected = self._collect(trainer, place)
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._batches = 0
         if not trainer.is_global_zero:
             return
         name = FINISHED if finished else checkpoint_name(trainer.current_epoch, batch_idx)
-        checkpoint = self._copies.copy(checkpoint)
+        checkpoint = extra.plain(collected, "checkpoint", self._copies)
         self._writer.submit(lambda: self._write(self.folder / name, checkpoint))
         if wait:
             self._writer.join()
@@ -275,6 +291,8 @@ class ResumePoints(Checkpoint):
             # not needed to go on; kept where they are plain, so that a net can be rebuilt
             if key in checkpoint:
                 checkpoint[key] = extra.plain_or_none(checkpoint[key], key)
+        for loop in ("validate_loop", "test_loop", "predict_loop"):
+            checkpoint["loops"][loop] = {}  # not running; two thirds of a small point's entries
         if not place["finished"]:
             _settle_loops(checkpoint["loops"]["fit_loop"])
         if self._changes is None:
@@ -291,8 +309,7 @@ class ResumePoints(Checkpoint):
             ranks = [mine] * trainer.world_size
             torch.distributed.all_gather_object(ranks, mine)
         checkpoint[_KEY] = place | {"identity": self.identity, "ranks": ranks}
-        result: dict[str, Any] = extra.plain(checkpoint, "checkpoint")
-        return result
+        return checkpoint
 
     def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
         commit(path, lambda temp: torch.save(checkpoint, temp))

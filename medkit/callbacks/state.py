@@ -22,7 +22,7 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import (
 )
 from torch import Tensor, nn
 
-_TORCH_PLAIN = (torch.dtype, torch.device, torch.Size)
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _MODULE_KEYS = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) - {"training"}
 
 
@@ -30,15 +30,33 @@ class NotPlainError(TypeError):
     """A state holds something that cannot be written as plain values."""
 
 
-def plain(value: Any, where: str = "") -> Any:
+def plain(value: Any, where: str = "", copies: HostCopies | None = None) -> Any:
     """Return ``value`` as tensors, numbers, strings and containers of them.
+
+    Args:
+        value: Any state.
+        where: Its name, for the error and for the buffer of its copy.
+        copies: Where given, tensors are copied to the host.
 
     Raises:
         NotPlainError: Naming the place, the type found and what to do.
     """
-    if value is None or isinstance(value, bool | int | float | str | bytes | Tensor):
+    kind = type(value)
+    if kind in _ATOMS:
         return value
-    if isinstance(value, _TORCH_PLAIN):
+    if isinstance(value, Tensor):
+        return value if copies is None else copies.copy(value, where)
+    if kind is dict or isinstance(value, Mapping):
+        return {plain(k, where): plain(v, f"{where}.{k}", copies) for k, v in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        items = [plain(v, f"{where}[{i}]", copies) for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return _odd(value, where)
+
+
+def _odd(value: Any, where: str) -> Any:
+    """Return the plain form of what is neither a tensor nor a container nor an atom."""
+    if isinstance(value, torch.dtype | torch.device | torch.Size):
         return value
     if isinstance(value, np.generic):
         return value.item()
@@ -46,13 +64,11 @@ def plain(value: Any, where: str = "") -> Any:
         return torch.from_numpy(value.copy())
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
+    if isinstance(value, bool | int | float | str | bytes):  # a subclass of one
+        base = next(kind for kind in (bool, int, float, str, bytes) if isinstance(value, kind))
+        return base(value)
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, Mapping):
-        return {plain(k, where): plain(v, f"{where}.{k}") for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        items = [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
     if isinstance(value, set | frozenset):
         return {plain(v, where) for v in value}
     raise NotPlainError(
@@ -215,18 +231,8 @@ class HostCopies:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def copy(self, value: Any, where: str = "") -> Any:
-        """Return the same structure with every tensor copied to the host."""
-        if isinstance(value, Tensor):
-            return self._copy_tensor(value, where)
-        if isinstance(value, dict):
-            return {k: self.copy(v, f"{where}.{k}") for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            items = [self.copy(v, f"{where}.{i}") for i, v in enumerate(value)]
-            return items if isinstance(value, list) else tuple(items)
-        return value
-
-    def _copy_tensor(self, value: Tensor, where: str) -> Tensor:
+    def copy(self, value: Tensor, where: str) -> Tensor:
+        """Return a copy of a tensor; ``where`` names its buffer."""
         source = value.detach()
         if source.numel() < 4096:  # pages do not matter here
             return source.to("cpu", copy=True)

@@ -194,7 +194,10 @@ class KeyedLoader:
         with keys.globals_keyed(self.seed, "workers", epoch, *self.tag):
             batches = iter(self._inner)
         for place in places:
-            with _fetching(fetch_here):
+            if fetch_here:
+                with _fetching():
+                    batch = next(batches)
+            else:
                 batch = next(batches)
             if self.keys_transfer and self.trainer is not None:
                 key = keys.seed_of(self.seed, "transfer", epoch, place.batch, *self.tag)
@@ -220,7 +223,7 @@ class KeyedLoader:
 
     def fetch(self, place: PlaceBatch) -> Any:
         """Fetch the rows of one place, here and now."""
-        with _fetching(self._fetch.draws):
+        with _fetching():
             return self._fetch.__getitems__(place)
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
@@ -395,11 +398,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 @contextmanager
-def _fetching(here: bool) -> Iterator[None]:
+def _fetching() -> Iterator[None]:
     """In the main process: one intra-op thread, as in a worker, and global generators put back."""
-    if not here:
-        yield
-        return
     state, threads = keys.get_globals(), torch.get_num_threads()
     if threads != 1:
         torch.set_num_threads(1)

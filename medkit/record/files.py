@@ -13,24 +13,27 @@ _BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 MAX_NAME = 100
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
+def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     """Write a file so that a reader sees the old one or the new one, never half of it.
 
     The temporary file lies in the same folder (a rename across file systems is a copy, which a
-    kill can tear), is synced before the rename, and the folder is synced after it.
+    kill can tear), is synced before the rename, and the folder is synced after it. What need not
+    outlive a power cut can do without the syncing (``durable=False``).
     """
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temp.open("wb") as handle:
             handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
+            if durable:
+                handle.flush()
+                os.fsync(handle.fileno())
         temp.replace(path)
     except OSError:
         temp.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -47,10 +50,10 @@ def write_text(path: Path | str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path | str, value: Any) -> None:
+def write_json(path: Path | str, value: Any, *, durable: bool = True) -> None:
     """Write JSON with sorted keys, whole or not at all; the same value gives the same bytes."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_text(path, text + "\n")
+    write_bytes(path, f"{text}\n".encode(), durable=durable)
 
 
 def read_json(path: Path | str) -> Any:
