@@ -1,0 +1,334 @@
+"""Tables of encounters as a LightningDataModule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from medkit.data import preprocessing, splits
+from medkit.data.batches import Batch, TableDataset
+from medkit.data.preprocessing import Preprocessing, digest_ids
+from medkit.data.splits import Split
+from medkit.data.tables import Code, Table, TableSpec, as_list, read_table
+from medkit.record.files import sha256_file
+
+log = logging.getLogger(__name__)
+
+DRAWS = ("shuffled", "balanced")
+EVAL_BATCH = 1024  # rows; evaluation needs no gradients, so larger batches cost nothing
+
+
+class EHRDataModule(pl.LightningDataModule):
+    """Encounters with missing values and a rare positive class, split by patient.
+
+    Medians and scales are fitted on the training rows, then applied to all; they are kept in the
+    checkpoint with a digest of whose rows those were, and never fitted again on resume. Batches
+    are ``Batch(x, y, row, site)``, ``x`` float32 ``(B, F)`` without missing values.
+
+    After :meth:`setup`: ``features`` (names of the columns of ``x``), ``num_features``, ``prior``
+    (share of label 1 in the training rows), ``sites``, ``split``, ``table``, ``preprocessing``.
+
+    Args:
+        csv_path: CSV or Parquet, one row per encounter.
+        target: Column of the 0/1 label.
+        target_above: Where labels are grades: those above this count as 1.
+        patient: Column of patient ids; None (or empty): each row is another patient.
+        site: Column of hospitals; None (or empty): there is one.
+        ignore: Columns that are no features.
+        missing_codes: Column (or "*" for all) -> values that mean missing, such as
+            ``{"chol": [0], "*": ["?"]}``. Blank cells are missing anyway.
+        test_site: Keep this site for the external test.
+        split_column: Take the split from a column that says train, val and test.
+        val_fraction: Share of the patients in validation, stratified by site and outcome.
+        test_fraction: Share of the patients in test, where no ``test_site`` is kept.
+        split_seed: Decides who is where. Keep it while the run's ``seed`` varies.
+        scale: "robust" (median, interquartile range) or "standard" (mean, standard deviation).
+        clip: Scaled values are cut at plus and minus this; None: not.
+        indicators: Add a 0/1 column "was missing" per column. Helps inside the training
+            hospitals; a habit of measuring does not travel to others.
+        draws: "shuffled": each row once an epoch. "balanced": both classes equally often, with
+            replacement, which doubles the spread over seeds and shifts every probability: pass
+            ``logit_shift=dm.logit_shift`` to the model to put the prior back.
+        batch_size: Encounters a batch.
+        num_workers: Worker processes; 0 is fastest for tables that fit in memory.
+    """
+
+    def __init__(
+        self,
+        csv_path: str | Path,
+        *,
+        target: str,
+        target_above: float | None = None,
+        patient: str | None = "patient_id",
+        site: str | None = None,
+        ignore: Sequence[str] = (),
+        missing_codes: Mapping[str, Sequence[Code]] | None = None,
+        test_site: str | None = None,
+        split_column: str | None = None,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.0,
+        split_seed: int = 0,
+        scale: str = "robust",
+        clip: float | None = 4.0,
+        indicators: bool = True,
+        draws: str = "shuffled",
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        # plain types only, so that a checkpoint loads with weights_only=True
+        csv_path = str(csv_path)
+        ignore = list(ignore)
+        missing_codes = {name: as_list(codes) for name, codes in (missing_codes or {}).items()}
+        patient, site = patient or None, site or None
+        test_site, split_column = test_site or None, split_column or None
+        self.save_hyperparameters()
+        if draws not in DRAWS:
+            raise ValueError(
+                f"draws must be one of {list(DRAWS)}, got {draws!r}. "
+                "'shuffled' sees each row once an epoch."
+            )
+        chosen = {"split_column": split_column, "test_site": test_site}
+        if split_column and test_site:
+            raise ValueError(
+                f"a split comes from a column or leaves one site out, not both; got {chosen}. "
+                "Keep one of the two."
+            )
+        self.csv_path = csv_path
+        self.spec = TableSpec(
+            target, patient, site, split_column, tuple(ignore), missing_codes, target_above
+        )
+        self.test_site = test_site
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.scale = scale
+        self.clip = clip
+        self.indicators = indicators
+        self.draws = draws
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+        self.table: Table | None = None
+        self.split: Split | None = None
+        self.preprocessing: Preprocessing | None = None
+        self.sites: list[str] = []
+        self.prior = float("nan")
+        self.data_sha256 = ""  # of the file read, for the run folder
+        self._rows: Batch | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check, split and fit; once, however often Lightning asks."""
+        if self._rows is not None:
+            return
+        table = read_table(self.csv_path, self.spec)
+        split = self._split(table)
+        splits.require_both_classes(table.y, split.train, part="training")
+        splits.require_both_classes(table.y, split.val, part="validation")
+        fitted = preprocessing.fit(
+            table.values[split.train],
+            table.features,
+            scale=self.scale,
+            clip=self.clip,
+            indicators=self.indicators,
+            fitted_on=digest_ids(table.patient[split.train]),
+        )
+        if self.preprocessing is not None:  # from a checkpoint
+            _require_same_rows(self.preprocessing, fitted)
+            fitted = self.preprocessing
+        self.table, self.split, self.preprocessing = table, split, fitted
+        self.sites = sorted(set(table.site.tolist()))
+        self.prior = float(table.y[split.train].mean())
+        self.data_sha256 = sha256_file(self.csv_path)
+        self._rows = self._batch(table)
+
+    @property
+    def features(self) -> list[str]:
+        """Name of each column of ``x``."""
+        return self._fitted().names
+
+    @property
+    def num_features(self) -> int:
+        """Columns of ``x``."""
+        return len(self.features)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches; times the epochs, what ``LitClassifier`` calls ``total_steps``."""
+        self._read()
+        return -(-len(self.split.train) // self.batch_size)  # type: ignore[union-attr]
+
+    @property
+    def logit_shift(self) -> float:
+        """What balanced draws leave out of the logits: the log odds of ``prior``; else 0."""
+        return float(np.log(self.prior / (1 - self.prior))) if self.draws == "balanced" else 0.0
+
+    def rows(self, part: str) -> Batch:
+        """Return all rows of "train", "val" or "test" as one batch."""
+        self._read()
+        at = torch.as_tensor(self.split.part(part))  # type: ignore[union-attr]
+        return Batch(*(values[at] for values in self._rows))  # type: ignore[union-attr]
+
+    def apply(self, table: str | Path | pd.DataFrame) -> Batch:
+        """Turn a new table into a batch with the stored medians and scales; nothing is fitted.
+
+        Needs no :meth:`setup` where the preprocessing came from a checkpoint. ``row`` counts the
+        rows of this table; ``y`` is -1 where it has no target.
+
+        Raises:
+            ValueError: Where a feature is missing or is not what it must be.
+        """
+        return self._batch(read_table(table, self.spec, features=self._fitted().features))
+
+    def row_ids(self, row: Tensor | Sequence[int]) -> list[str]:
+        """Return patient and row number as text; make a pseudonym of it before you keep it."""
+        patient = self._read().patient
+        return [f"{patient[r]}:{r}" for r in map(int, row)]
+
+    def missingness(self) -> dict[str, dict[str, float]]:
+        """Return site -> feature -> share missing, coded ones counted, over all rows."""
+        table = self._read()
+        gone = np.isnan(table.values)
+        return {
+            site: dict(zip(table.features, gone[table.site == site].mean(0).tolist(), strict=True))
+            for site in self.sites
+        }
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the training rows, shuffled or balanced; ``keyed(dm)`` makes the order keyed."""
+        rows = self.rows("train")
+        sampler = None
+        if self.draws == "balanced":
+            share = torch.where(rows.y == 1, self.prior, 1 - self.prior)
+            # float64: on float32 weights torch.multinomial is silently wrong for long tables
+            sampler = WeightedRandomSampler(0.5 / share.double(), len(rows.y))  # type: ignore[arg-type]
+        return DataLoader(
+            TableDataset(rows),
+            self.batch_size,
+            shuffle=sampler is None,
+            sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation rows in order."""
+        return self.rows_loader(self.rows("val"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test rows in order.
+
+        Raises:
+            ValueError: When the split has none.
+        """
+        rows = self.rows("test")
+        if len(rows.y) == 0:
+            raise ValueError(
+                "a test needs test rows, and this split has none. Pass test_fraction=, test_site= "
+                "or a split_column with the word test."
+            )
+        return self.rows_loader(rows)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the test rows where there are any, else the validation rows."""
+        rows = self.rows("test")
+        return self.rows_loader(rows if len(rows.y) else self.rows("val"))
+
+    def rows_loader(self, rows: Batch) -> DataLoader[Batch]:
+        """Return a loader that goes through the rows in order, such as those of :meth:`apply`."""
+        size = max(self.batch_size, EVAL_BATCH)
+        return DataLoader(TableDataset(rows), size, collate_fn=_as_it_is)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what prediction and resume need, in plain types."""
+        if self.preprocessing is None:
+            return {}
+        return {
+            "preprocessing": self.preprocessing.state(),
+            "sites": self.sites,
+            "prior": self.prior,
+            "data_sha256": self.data_sha256,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the stored preprocessing; refuse it where it was fitted on other patients."""
+        stored = Preprocessing.from_state(state_dict["preprocessing"])
+        if self.preprocessing is not None:
+            _require_same_rows(stored, self.preprocessing)
+        changed = stored != self.preprocessing
+        self.preprocessing = stored
+        if self.table is None:
+            self.sites, self.prior = list(state_dict["sites"]), float(state_dict["prior"])
+            self.data_sha256 = state_dict["data_sha256"]
+        elif changed:  # the last bit of a mean on another CPU: the stored one counts
+            self._rows = self._batch(self.table)
+
+    def _read(self) -> Table:
+        if self.table is None:
+            raise RuntimeError(
+                "the table must be read before its rows are asked for, and setup() has not run. "
+                "Call dm.setup() first; a Trainer does so by itself."
+            )
+        return self.table
+
+    def _fitted(self) -> Preprocessing:
+        if self.preprocessing is None:
+            raise RuntimeError(
+                "medians and scales must be fitted or loaded first, and neither was done. "
+                "Call dm.setup(), or EHRDataModule.load_from_checkpoint(path)."
+            )
+        return self.preprocessing
+
+    def _split(self, table: Table) -> Split:
+        if table.split is not None:
+            return splits.by_column(table.split, table.patient)
+        stratum = np.char.add(np.char.add(table.site, "/"), table.y.astype(np.str_))
+        if self.test_site is not None:
+            return splits.leave_site_out(
+                table.site,
+                table.patient,
+                test_site=self.test_site,
+                val_fraction=self.val_fraction,
+                split_seed=self.split_seed,
+                stratum=stratum,
+            )
+        return splits.by_patient(
+            table.patient,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            split_seed=self.split_seed,
+            stratum=stratum,
+        )
+
+    def _batch(self, table: Table) -> Batch:
+        code = {name: number for number, name in enumerate(self.sites)}
+        return Batch(
+            x=torch.from_numpy(self._fitted().apply(table.values)),
+            y=torch.from_numpy(table.y),
+            row=torch.arange(len(table.y)),
+            site=torch.tensor([code.get(name, -1) for name in table.site.tolist()]),
+        )
+
+
+def _require_same_rows(stored: Preprocessing, fitted: Preprocessing) -> None:
+    if (stored.features, stored.fitted_on) != (fitted.features, fitted.fitted_on):
+        raise ValueError(
+            "a checkpoint goes on with the patients it was trained on; its medians and scales were "
+            f"fitted on {stored.rows} rows (digest {stored.fitted_on[:12]}), this split has "
+            f"{fitted.rows} (digest {fitted.fitted_on[:12]}). Use the same table, split_seed and "
+            "fractions, or begin a new run; for new rows use dm.apply(table)."
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

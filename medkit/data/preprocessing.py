@@ -1,0 +1,155 @@
+"""Median fill, scales and missing indicators: fitted on training rows, stored as plain numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+SCALES = ("robust", "standard")
+_NORMAL_IQR = 1.3489795  # interquartile range of a standard normal
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How raw values become what a net sees; knows the training rows and no others.
+
+    Attributes:
+        features: Columns expected, in order.
+        fill: Median of each, put where a value is missing.
+        center: Taken off each.
+        scale: Each is divided by it. 0 where the training rows say nothing (never measured, or
+            always the same value): such a column is 0 in every row, whatever comes later.
+        clip: Scaled values are cut at plus and minus this; None: not.
+        indicators: Columns that get a second, 0/1 column: 1 where the value was missing.
+        fitted_on: Digest of whose rows it was fitted on, see :func:`digest_ids`.
+        rows: How many those were.
+    """
+
+    features: tuple[str, ...]
+    fill: tuple[float, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    clip: float | None
+    indicators: tuple[str, ...]
+    fitted_on: str
+    rows: int
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each column of what :meth:`apply` returns."""
+        return [*self.features, *(f"{name} missing" for name in self.indicators)]
+
+    def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Fill, scale, clip, append indicators: ``(N, F)`` with NaN to ``(N, F + I)`` without."""
+        indicator_of = {name: len(self.features) + i for i, name in enumerate(self.indicators)}
+        x = np.empty((len(values), len(self.names)), np.float32)
+        for index, name in enumerate(self.features):  # by column: no second copy of the table
+            column = values[:, index].astype(np.float64)
+            missing = np.isnan(column)
+            if name in indicator_of:
+                x[:, indicator_of[name]] = missing
+            if self.scale[index] == 0:
+                x[:, index] = 0.0
+                continue
+            column[missing] = self.fill[index]
+            scaled = (column - self.center[index]) / self.scale[index]
+            if self.clip is not None:
+                np.clip(scaled, -self.clip, self.clip, out=scaled)
+            x[:, index] = scaled
+        return x
+
+    def state(self) -> dict[str, Any]:
+        """Return plain lists and numbers, for a checkpoint that loads with weights_only=True."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Preprocessing:
+        """Rebuild from :meth:`state`."""
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in state.items()
+        }
+        return cls(**fields)
+
+
+def fit(
+    values: NDArray[np.float32],
+    features: Sequence[str],
+    *,
+    scale: str = "robust",
+    clip: float | None = None,
+    indicators: bool = True,
+    fitted_on: str,
+) -> Preprocessing:
+    """Fit on the training rows alone.
+
+    Args:
+        values: ``(N, F)`` of the training rows, NaN where missing.
+        features: Names of the columns.
+        scale: "robust" centres on the median and divides by the interquartile range (by the
+            standard deviation where half of the values are equal), so finite garbage in a column
+            does not spoil it; "standard" takes mean and standard deviation.
+        clip: See :class:`Preprocessing`.
+        indicators: Add an indicator for each column with missing values.
+        fitted_on: Digest of the rows' patients.
+    """
+    if scale not in SCALES:
+        raise ValueError(
+            f"scale must be one of {list(SCALES)}, got {scale!r}. "
+            "Other transforms belong in the table itself, before it is split."
+        )
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be positive or None, got {clip}. 4.0 cuts at four scales.")
+    fill, center, scales, with_indicator = [], [], [], []
+    for index, name in enumerate(features):
+        column = values[:, index].astype(np.float64)
+        there = column[~np.isnan(column)]
+        median, middle, width = _location(there, scale)
+        if width == 0:
+            log.warning(
+                "%s in every training row: column %r is not used",
+                "one value" if len(there) else "missing",
+                name,
+            )
+        fill.append(median)
+        center.append(middle)
+        scales.append(width)
+        if indicators and 0 < len(there) < len(column):
+            with_indicator.append(name)
+    return Preprocessing(
+        features=tuple(features),
+        fill=tuple(fill),
+        center=tuple(center),
+        scale=tuple(scales),
+        clip=clip,
+        indicators=tuple(with_indicator),
+        fitted_on=fitted_on,
+        rows=len(values),
+    )
+
+
+def _location(there: NDArray[np.float64], scale: str) -> tuple[float, float, float]:
+    """Return median, centre and width of the values that are there; width 0 if they say nothing."""
+    if len(there) == 0 or there.min() == there.max():
+        return (float(there[0]) if len(there) else 0.0), 0.0, 0.0
+    low, median, high = (float(q) for q in np.quantile(there, (0.25, 0.5, 0.75)))
+    if scale == "standard":
+        return median, float(there.mean()), float(there.std())
+    return median, median, (high - low) / _NORMAL_IQR or float(there.std())
+
+
+def digest_ids(patient: NDArray[np.str_]) -> str:
+    """Return a SHA-256 over patients and their numbers of rows: whose rows, without saying whose.
+
+    The order of the rows does not matter.
+    """
+    lines = sorted(f"{name}\t{count}" for name, count in Counter(patient.tolist()).items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

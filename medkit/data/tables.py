@@ -1,0 +1,285 @@
+"""Tables of encounters: read, checked column by column, kept as arrays.
+
+Every complaint says what must be, what was found and what to do, and names rows by their number,
+never by the patient's id.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Code = float | str
+_FEW = 5  # a column with more different texts may hold names; those are not quoted
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What the columns of a table are.
+
+    Attributes:
+        target: Column of the label.
+        patient: Column of patient ids; None where each row is another patient.
+        site: Column of site names, or None.
+        split: Column that says train, val or test, or None.
+        ignore: Columns that are no features.
+        missing_codes: Column (or "*" for all) -> values that mean missing.
+        target_above: Labels above this are 1, the others 0; None: labels are 0 and 1 already.
+    """
+
+    target: str
+    patient: str | None = "patient_id"
+    site: str | None = None
+    split: str | None = None
+    ignore: tuple[str, ...] = ()
+    missing_codes: Mapping[str, Sequence[Code]] = field(default_factory=dict)
+    target_above: float | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """Columns with a role of their own."""
+        roles = (self.target, self.patient, self.site, self.split)
+        return [name for name in roles if name is not None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked table as arrays, one entry per row.
+
+    Attributes:
+        features: Names of the feature columns, in the order of ``values``.
+        values: ``(N, F)`` float32, NaN where missing or coded as missing.
+        y: ``(N,)`` int64 in {0, 1}; -1 everywhere where the table has no target.
+        patient: ``(N,)`` ids as text.
+        site: ``(N,)`` site names; empty text where the table has no site column.
+        split: ``(N,)`` as in the split column, or None.
+    """
+
+    features: tuple[str, ...]
+    values: NDArray[np.float32]
+    y: NDArray[np.int64]
+    patient: NDArray[np.str_]
+    site: NDArray[np.str_]
+    split: NDArray[np.str_] | None
+
+
+def read_table(
+    source: str | Path | pd.DataFrame, spec: TableSpec, *, features: Sequence[str] | None = None
+) -> Table:
+    """Read a table and check it.
+
+    Args:
+        source: A CSV or Parquet file, or a DataFrame.
+        spec: What the columns are.
+        features: Take exactly these columns as features, and do without the target, patients and
+            sites where the table has none (for new rows). None: all columns that have no role and
+            are not ignored.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: For anything in the table that is not as it must be.
+    """
+    texts = [name for name in (spec.patient, spec.site, spec.split) if name is not None]
+    where = "the table" if isinstance(source, pd.DataFrame) else str(source)
+    frame = source if isinstance(source, pd.DataFrame) else _load(Path(source), texts)
+    _require_rows_and_names(frame, where)
+    new = features is not None
+    coded = [name for name in spec.missing_codes if name != "*"]
+    _require_columns(frame, features or [*spec.named, *spec.ignore, *coded], where)
+    if features is None:
+        features = [c for c in frame.columns if c not in spec.named and c not in spec.ignore]
+    _require_patients_named(frame, spec, features, where)
+    values = np.empty((len(frame), len(features)), np.float32, order="F")
+    for index, name in enumerate(features):
+        values[:, index] = _numbers(frame[name], _codes(spec, name), where)
+    empty = np.full(len(frame), "")
+
+    def text(name: str | None, default: NDArray[np.str_]) -> NDArray[np.str_]:
+        there = name is not None and name in frame
+        return _texts(frame[name], where) if there else default
+
+    return Table(
+        features=tuple(features),
+        values=values,
+        y=_labels(frame, spec, where, new=new),
+        patient=text(spec.patient, np.arange(len(frame)).astype(np.str_)),
+        site=text(spec.site, empty),
+        split=None if spec.split is None or new else text(spec.split, empty),
+    )
+
+
+def _load(path: Path, texts: Sequence[str]) -> pd.DataFrame:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"a table must be a CSV or Parquet file, and {path} is none; the working directory is "
+            f"{Path.cwd()}. Give the path from there, or an absolute one."
+        )
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        return pd.read_parquet(path)
+    try:
+        return _load_csv(path, texts)
+    except pd.errors.EmptyDataError:
+        raise ValueError(
+            f"{path} must begin with a line of column names, and it is empty. "
+            "Was the export cut off? Write the table again."
+        ) from None
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} must be UTF-8 text with commas and as many cells in each row as in the "
+            f"first; found: {str(error).strip()}. Save it as CSV UTF-8, or as Parquet."
+        ) from error
+
+
+def _load_csv(path: Path, texts: Sequence[str]) -> pd.DataFrame:
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
+    header = [str(name).strip() for name in first.iloc[0]]
+    _require_unique(header, str(path))  # pandas would rename the second one in silence
+    return pd.read_csv(
+        path,
+        header=0,
+        names=header,
+        index_col=False,
+        dtype=dict.fromkeys(texts, str),  # 007 and 7 are two patients
+        low_memory=False,
+        encoding="utf-8-sig",
+    )
+
+
+def _require_rows_and_names(frame: pd.DataFrame, where: str) -> None:
+    _require_unique([str(name) for name in frame.columns], where)
+    if len(frame) == 0:
+        raise ValueError(
+            f"{where} must have at least one row below its column names, and it has none. "
+            "Was the export cut off, or its filter too narrow?"
+        )
+
+
+def _require_unique(names: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"{where} must name each column once, and {twice} stand there more than once. "
+            "Rename or remove one of each: which of them is meant can't be guessed."
+        )
+
+
+def _require_columns(frame: pd.DataFrame, wanted: Sequence[str], where: str) -> None:
+    found = [str(name) for name in frame.columns]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        close = difflib.get_close_matches(missing[0], found, n=1)
+        raise ValueError(
+            f"{where} has no column {missing}; found {found}. "
+            + (f"Did you mean {close[0]!r}? " if close else "")
+            + "Rename a column, or pass its name (target=, patient=, site=, ...); "
+            "patient=None says that each row is another patient."
+        )
+
+
+def _require_patients_named(
+    frame: pd.DataFrame, spec: TableSpec, features: Sequence[str], where: str
+) -> None:
+    """A patient id among the features is the oldest leak."""
+    ids = [name for name in features if name.lower() in {"patient_id", "patientid", "subject_id"}]
+    if ids:
+        raise ValueError(
+            f"{where}: patient ids must not be a feature, and column {ids[0]!r} looks like them. "
+            f"Pass patient={ids[0]!r}, or ignore=[{ids[0]!r}]."
+        )
+
+
+def _codes(spec: TableSpec, name: str) -> list[Code]:
+    return [*as_list(spec.missing_codes.get("*", ())), *as_list(spec.missing_codes.get(name, ()))]
+
+
+def as_list(codes: Any) -> list[Code]:
+    """Return codes as a list, also where one alone was given."""
+    return [codes] if isinstance(codes, str | int | float) else list(codes)
+
+
+def _numbers(column: pd.Series, codes: Sequence[Code], where: str) -> NDArray[np.float32]:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if not pd.api.types.is_numeric_dtype(column):
+        trimmed = column.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
+        column = trimmed.mask(trimmed.isin([code for code in codes if isinstance(code, str)]))
+        if pd.api.types.is_datetime64_any_dtype(column):
+            column = column.astype(str)  # to_numeric would make nanoseconds of it
+        numbers = pd.to_numeric(column, errors="coerce")
+        text = (numbers.isna() & column.notna()).to_numpy()
+        if text.any():
+            raise ValueError(
+                f"{where}: column {column.name!r} must be numeric; found {_quoted(column[text])} "
+                f"in {_rows(text)}. If that means missing, pass missing_codes={{{column.name!r}: "
+                f"[...]}}; if the column is no feature, pass ignore=[{column.name!r}]."
+            )
+        column = numbers
+    exact = column.to_numpy(np.float64, na_value=np.nan)
+    gone = np.isin(exact, [number for code in codes for number in _as_number(code)])
+    with np.errstate(over="ignore"):  # what float32 can't hold is reported as infinite below
+        values = np.where(gone, np.nan, exact).astype(np.float32)
+    infinite = np.isinf(values)
+    if infinite.any():
+        raise ValueError(
+            f"{where}: column {column.name!r} must hold finite numbers; found infinite ones (or "
+            f"beyond 3e38) in {_rows(infinite)}. One of them makes every mean and every gradient "
+            "useless: correct the export, or name the value in missing_codes."
+        )
+    return values
+
+
+def _as_number(code: Code) -> Iterator[float]:
+    try:
+        yield float(code)
+    except ValueError:  # a text code, which was dealt with as text
+        return
+
+
+def _labels(frame: pd.DataFrame, spec: TableSpec, where: str, *, new: bool) -> NDArray[np.int64]:
+    if new and spec.target not in frame:
+        return np.full(len(frame), -1)
+    column = frame[spec.target]
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    if spec.target_above is not None:
+        values = np.where(np.isnan(values), np.nan, values > spec.target_above)
+    if new:
+        values[column.isna()] = -1
+    wrong = ~np.isin(values, (0.0, 1.0, -1.0) if new else (0.0, 1.0))
+    if wrong.any():
+        raise ValueError(
+            f"{where}: the target {column.name!r} must be 0 or 1 in each row; found "
+            f"{_quoted(column[wrong])} in {_rows(wrong)}. Pass target_above=T where labels above T "
+            "count as 1, and leave out rows without a label."
+        )
+    return values.astype(np.int64)
+
+
+def _texts(column: pd.Series, where: str) -> NDArray[np.str_]:
+    empty = column.isna().to_numpy()
+    if empty.any():
+        raise ValueError(
+            f"{where}: column {column.name!r} must be filled in each row; it is empty in "
+            f"{_rows(empty)}. Whose row that is decides on which side of a split it may stand: "
+            "fill it in, or leave those rows out."
+        )
+    return column.astype(str).str.strip().to_numpy().astype(np.str_)
+
+
+def _quoted(cells: pd.Series) -> str:
+    different = sorted({"" if cell is None or cell != cell else str(cell)[:20] for cell in cells})
+    if len(different) > _FEW:
+        return f"{len(different)} different texts"  # perhaps names: not for a log
+    return ", ".join(repr(cell) for cell in different)
+
+
+def _rows(mask: NDArray[np.bool_]) -> str:
+    count, first = int(mask.sum()), int(np.argmax(mask)) + 1
+    rows = "1 row" if count == 1 else f"{count} rows"
+    return f"{rows} (first: row {first} below the header)"
