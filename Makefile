@@ -40,8 +40,8 @@ test-all: setup-dev ## all tests, those that take long and the container build i
 	@$(PYTEST)
 	@$(DOCTEST)
 
-lab: setup-lab ## JupyterLab on 127.0.0.1 with a random token
-	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1
+lab: setup-lab ## JupyterLab on 127.0.0.1 with a random token; LAB="--no-browser" passes options on
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(LAB)
 
 lint: setup-dev ## ruff (notebooks too), its formatter, mypy, hadolint
 	@$(BIN)/ruff check .
