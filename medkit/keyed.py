@@ -29,7 +29,7 @@ Place = int | str
 _EXACT = frozenset({int, str})
 _run_seed: int | None = None
 _random: random.Random = random._inst  # type: ignore[attr-defined]
-_seed_random = random.Random.__base__.seed  # type: ignore[union-attr]
+_seed_random = random.Random.__base__.seed
 
 
 def seed_of(seed: int, purpose: str, *place: Place) -> int:

@@ -21,12 +21,13 @@ from medkit import keyed as keys
 from medkit.callbacks.resume import SettingsChangedError, TrainingInterrupted, describe_changes
 from medkit.record import identity as identities
 from medkit.record.checkpoints import newest_sound
-from medkit.record.files import read_json, sha256_file, sha256_text
-from medkit.record.folder import RunFolder, new_run_path, now
+from medkit.record.files import read_json, sha256_text
+from medkit.record.folder import RunFolder, now
 from medkit.record.ledger import Ledger
 from medkit.record.lock import RunLock
 from medkit.record.pseudonym import pseudonym
 from medkit.record.results import METRICS_NAME, Metric, write_metrics
+from medkit.surroundings import hardware_class, place_of, script_digest, script_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,8 +93,8 @@ class Run:
         """
         if stage in self._finished_here:
             raise StageFinishedError(
-                f"stage {stage!r} of {self.dir} is finished. Run the start_run cell again for a new "
-                "run, or give the fit another name: stable_trainer(run, name=...)."
+                f"stage {stage!r} of {self.dir} is finished. Run the start_run cell again for a "
+                "new run, or give the fit another name: stable_trainer(run, name=...)."
             )
 
         def on_damaged(path: Path) -> None:
@@ -265,10 +266,12 @@ def start_run(
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)  # a Trainer makes it strict
+    # filling fresh memory costs 6-18 % and only changes programs that read what they never wrote
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-    path, launched = _where(run_dir, seed)
+    path, launched = place_of(run_dir, seed)
     folder = RunFolder(path)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     os.environ["MEDKIT_RUN_DIR"] = str(path)  # processes that Lightning starts join this run
@@ -309,7 +312,7 @@ def _enter(run: Run) -> None:
         "hardware_class": hardware_class(),
     }
     if not folder.exists():
-        RunFolder.create(run.dir, **fresh, notebook=_script_name(), command=list(sys.argv))
+        RunFolder.create(run.dir, **fresh, notebook=script_name(), command=list(sys.argv))
     elif not run.launched and folder.read().get("status") == "done":
         raise FileExistsError(
             f"{run.dir} holds a finished run. Choose another folder for a new one, or read its "
@@ -345,67 +348,10 @@ def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
         "quick": run.quick,
         "parameters": content.get("parameters") or {},
         "code_sha256": identities.code_digest(),
-        "notebook_sha256": content.get("notebook_sha256") or _script_digest(),
+        "notebook_sha256": content.get("notebook_sha256") or script_digest(),
         "environment": {name: environment[name] for name in names},
         "hardware_class": hardware_class(),
     }
-
-
-def hardware_class() -> dict[str, Any]:
-    """Return what the bits of a result may depend on besides the code: the promises hold within."""
-    found: dict[str, Any] = dict(identities.hardware_class_base())
-    found |= {
-        "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
-    }
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
-        module = torch.get_device_module(device)
-        describe = getattr(module, "get_device_name", None)
-        found["accelerator"] = describe() if callable(describe) else str(device)
-        found["accelerators"] = torch.accelerator.device_count()
-    return found
-
-
-def _where(run_dir: str | Path, seed: int) -> tuple[Path, bool]:
-    """Return the folder and whether a launcher prepared it."""
-    prepared = os.environ.get("MEDKIT_RUN_DIR", "")
-    same = not str(run_dir) or (prepared and Path(run_dir).absolute() == Path(prepared))
-    if prepared and same and "MEDKIT_LAUNCHER_PID" in os.environ:
-        return Path(prepared), True
-    if prepared and same and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        return Path(prepared), False
-    if str(run_dir):
-        return Path(run_dir).absolute(), False
-    return new_run_path(_runs_base(), Path(_script_name()).stem or "interactive", seed), False
-
-
-def _runs_base() -> Path:
-    """``runs`` beside the project's ``pyproject.toml`` or ``.git``, else in the working folder."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
-            return folder / "runs"
-    return here / "runs"
-
-
-def _script_name() -> str:
-    """Name of the notebook (as Jupyter tells its kernel) or of the script."""
-    session = os.environ.get("JPY_SESSION_NAME")
-    if session:
-        return Path(session).name
-    main = sys.modules.get("__main__")
-    return Path(getattr(main, "__file__", None) or "interactive").name
-
-
-def _script_digest() -> str:
-    """SHA-256 of the script that runs; empty for a notebook, whose cells change as one works."""
-    if "ipykernel" in sys.modules:
-        return ""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return sha256_file(file) if file and Path(file).exists() else ""
 
 
 def _listen(run: Run) -> None:

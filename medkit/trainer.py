@@ -62,7 +62,9 @@ def stable_trainer(
     """
     for key, why in _REFUSED.items():
         if key in lightning and lightning[key] != why[0]:
-            raise ValueError(f"stable_trainer needs {key}={why[0]!r}, got {lightning[key]!r}. {why[1]}")
+            raise ValueError(
+                f"stable_trainer needs {key}={why[0]!r}, got {lightning[key]!r}. {why[1]}"
+            )
         lightning.pop(key, None)
     headless = run.launched
     options: dict[str, Any] = {
@@ -175,9 +177,20 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 def _settings(options: Mapping[str, Any], max_epochs: int) -> dict[str, Any]:
     """Return the Trainer arguments that change a result, as plain values."""
-    names = ("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    names += ("max_steps", "limit_train_batches", "devices", "num_nodes", "deterministic")
-    names += ("val_check_interval", "check_val_every_n_epoch", "overfit_batches")
+    names = [
+        "precision",
+        "accumulate_grad_batches",
+        "gradient_clip_val",
+        "gradient_clip_algorithm",
+        "max_steps",
+        "limit_train_batches",
+        "devices",
+        "num_nodes",
+        "deterministic",
+        "val_check_interval",
+        "check_val_every_n_epoch",
+        "overfit_batches",
+    ]
     return {"max_epochs": max_epochs} | {
         name: value if isinstance(value := options[name], int | float | bool | str) else repr(value)
         for name in names
@@ -213,7 +226,9 @@ def _sample_digest(loader: KeyedLoader) -> str:
 
 def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     elif isinstance(value, np.ndarray):
         digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, Mapping):

@@ -1,0 +1,1 @@
+"""Acts at a moment of training: keys, resume points, logs."""

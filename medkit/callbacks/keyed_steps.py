@@ -15,7 +15,11 @@ from medkit.data.generators import Generator, find_generators, rekey
 from medkit.data.loader import KeyedLoader
 
 _log = logging.getLogger(__name__)
-_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_TRANSFER_HOOKS = (
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
 
 
 class KeyedSteps(pl.Callback):
@@ -70,7 +74,7 @@ class KeyedSteps(pl.Callback):
                     f"the training data come from a {type(loader).__name__} that is not keyed; "
                     "wrap it: keyed(datamodule)"
                 )
-        if trainer._val_check_time_interval is not None:
+        if getattr(trainer, "_val_check_time_interval", None) is not None:
             self.on_inexact("validation by wall time (val_check_interval) does not repeat")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,5 +133,6 @@ def _draws_in_transfer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bo
 
     Those hooks run before ``on_train_batch_start``, so the loader sets their key.
     """
-    owners = [pl_module] if trainer.datamodule is None else [pl_module, trainer.datamodule]
+    data = getattr(trainer, "datamodule", None)
+    owners = [pl_module] if data is None else [pl_module, data]
     return any(is_overridden(hook, owner) for hook in _TRANSFER_HOOKS for owner in owners)

@@ -56,11 +56,11 @@ class RunCSVLogger(CSVLogger):
         return str(self._folder)
 
     @property
-    def experiment(self) -> _Writer:  # type: ignore[override]
+    def experiment(self) -> _Writer:
         """The writer, made at first use."""
         if self._experiment is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._experiment = _Writer(log_dir=self.log_dir)  # type: ignore[assignment]
+            self._experiment = _Writer(log_dir=self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
     @property
@@ -97,7 +97,12 @@ class ProgressFile(pl.Callback):
     on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Write if half a second has passed."""
         now = time.monotonic()
@@ -107,8 +112,14 @@ class ProgressFile(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say that validation runs."""
-        if trainer.is_global_zero and time.monotonic() >= self._next and not trainer.sanity_checking:
-            self._write(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, "validating")
+        if (
+            trainer.is_global_zero
+            and time.monotonic() >= self._next
+            and not trainer.sanity_checking
+        ):
+            self._write(
+                trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, "validating"
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say that the stage is done."""

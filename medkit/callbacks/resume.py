@@ -87,7 +87,9 @@ class ResumePoints(Checkpoint):
         on_finished: Callable[[pl.Trainer], None] | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}. Use None for none.")
+            raise ValueError(
+                f"every_n_steps must be at least 1, got {every_n_steps}. Use None for none."
+            )
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}. One sound point must remain.")
         self.folder = Path(folder)
@@ -161,8 +163,8 @@ class ResumePoints(Checkpoint):
             self._resumed = None
         elif checkpoints(self.folder):
             raise FileExistsError(
-                f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go on "
-                "from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new run."
+                f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go "
+                "on from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new run."
             )
         if trainer.is_global_zero:
             for number, log in enumerate(_csv_logs(trainer)):
@@ -369,7 +371,7 @@ class _Writer:
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - handed to the training thread by join()
+        except BaseException as error:
             self._error = error
 
 
@@ -420,5 +422,3 @@ def _enter_epoch_cleanly(trainer: pl.Trainer) -> None:
         loop.restarting = False
 
     loop.reset = reset_once  # type: ignore[method-assign]
-
-

@@ -64,9 +64,9 @@ def _odd(value: Any, where: str) -> Any:
         return torch.from_numpy(value.copy())
     if isinstance(value, enum.Enum):
         return plain(value.value, where)
-    if isinstance(value, bool | int | float | str | bytes):  # a subclass of one
-        base = next(kind for kind in (bool, int, float, str, bytes) if isinstance(value, kind))
-        return base(value)
+    for base in (int, float, str, bytes):
+        if isinstance(value, base):  # a subclass of one
+            return base(value)  # type: ignore[arg-type]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, set | frozenset):

@@ -21,8 +21,21 @@ Generator = np.random.RandomState | np.random.Generator | random.Random | torch.
 
 _GENERATORS = (np.random.RandomState, np.random.Generator, random.Random, torch.Generator)
 _LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, torch.Tensor)
-_LIBRARIES = ("torch.", "numpy", "pandas", "builtins", "pyarrow", "PIL", "logging", "pathlib")
-_LIBRARIES += ("pytorch_lightning", "lightning_fabric", "torchmetrics", "threading", "_thread")
+_LIBRARIES = (
+    "torch.",
+    "numpy",
+    "pandas",
+    "builtins",
+    "pyarrow",
+    "PIL",
+    "logging",
+    "pathlib",
+    "pytorch_lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "threading",
+    "_thread",
+)
 _MANY = 1000  # a longer list is data when its first hundred entries are
 _LIMIT = 200_000  # objects looked at before the walk gives up
 
@@ -53,7 +66,7 @@ def rekey(generators: Iterable[Generator], key: int) -> None:
             item.seed(mixed & 0xFFFFFFFF)
         elif isinstance(item, np.random.Generator):
             bits = item.bit_generator
-            bits.state = type(bits)(mixed).state  # type: ignore[call-arg]
+            bits.state = type(bits)(mixed).state
         elif isinstance(item, random.Random):
             item.seed(mixed)
         else:

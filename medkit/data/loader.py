@@ -272,7 +272,8 @@ class KeyedLoader:
         if self.tag and self.tag[0] != "train":
             return 0, 0, 0  # evaluation sees the same draws each time
         loop = self.trainer.fit_loop
-        epoch = 0 if self.trainer.overfit_batches > 0 else loop.epoch_progress.current.processed
+        overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # the same batches each epoch
+        epoch = 0 if overfits else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         cycle, first = divmod(loop.epoch_loop.batch_progress.current.ready, max(len(self), 1))
         return epoch, cycle, first
 
@@ -308,7 +309,9 @@ def keyed(data: Any, *, seed: int | None = None) -> Any:
             original = getattr(data, "setup")  # noqa: B009 - Lightning wraps it by instance
             if isinstance(original, functools.partial):
                 original = original.keywords["hook"]
-            object.__setattr__(data, "setup", functools.partial(_keyed_setup, hook=original, seed=seed))
+            object.__setattr__(
+                data, "setup", functools.partial(_keyed_setup, hook=original, seed=seed)
+            )
         return data
     raise TypeError(
         f"keyed() wraps a DataLoader, a LightningDataModule or a LightningModule with loader "
@@ -357,7 +360,9 @@ def _keyed_setup(stage: str | None = None, *, hook: Callable[..., Any], seed: in
 
 
 def _overrides(data: object, name: str) -> bool:
-    parent = pl.LightningDataModule if isinstance(data, pl.LightningDataModule) else pl.LightningModule
+    parent = (
+        pl.LightningDataModule if isinstance(data, pl.LightningDataModule) else pl.LightningModule
+    )
     return name in vars(data) or getattr(type(data), name) is not getattr(parent, name)
 
 
@@ -370,9 +375,7 @@ def _plain_random(loader: DataLoader[Any]) -> tuple[int, int, bool] | None:
     return None
 
 
-def _rebuilt(
-    loader: DataLoader[Any], fetch: _KeyedFetch, places: _Places
-) -> DataLoader[Any]:
+def _rebuilt(loader: DataLoader[Any], fetch: _KeyedFetch, places: _Places) -> DataLoader[Any]:
     """Make the inner loader: their workers, pinning and time-outs; our places and fetching."""
     workers: dict[str, Any] = {}
     if loader.num_workers > 0:

@@ -65,7 +65,7 @@ def newest_sound(folder: Path, on_damaged: Callable[[Path], None] | None = None)
     for path in reversed(checkpoints(folder)):
         if is_sound(path):
             return path
-        _log.warning("%s is damaged: its SHA-256 differs from the one beside it. Passed over.", path)
+        _log.warning("%s is damaged: its SHA-256 is not the one beside it. Passed over.", path)
         if on_damaged is not None:
             on_damaged(path)
     return None
