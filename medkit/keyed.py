@@ -28,8 +28,8 @@ Place = int | str
 
 _EXACT = frozenset({int, str})
 _run_seed: int | None = None
-_random: random.Random = random._inst  # type: ignore[attr-defined]
-_seed_random = random.Random.__base__.seed
+_random: random.Random = random._inst
+_seed_random = random.Random.__mro__[1].seed  # type: ignore[attr-defined]
 
 
 def seed_of(seed: int, purpose: str, *place: Place) -> int:

@@ -164,7 +164,8 @@ class ResumePoints(Checkpoint):
         elif checkpoints(self.folder):
             raise FileExistsError(
                 f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go "
-                "on from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new run."
+                "on from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new "
+                "run."
             )
         if trainer.is_global_zero:
             for number, log in enumerate(_csv_logs(trainer)):
