@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -27,9 +28,12 @@ from medkit.jobs.streams import StreamBuffer, Terminal
 from medkit.record.files import write_text
 
 log = logging.getLogger(__name__)
+_quiet = logging.getLogger(f"{__name__}.client")  # the launcher says it better
+_quiet.setLevel(logging.CRITICAL + 1)
 
 ENGINE_NAME = "medkit"
 MAX_OUTPUTS = 500  # of one cell; a stream counts as one
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -187,7 +191,7 @@ class JobClient(PapermillNotebookClient):
 
     def _log_text(self, text: str, end: str = "") -> None:
         if text and self._log_file is not None:
-            self._log_file.write(self._redactor.clean(text) + end)
+            self._log_file.write(self._redactor.clean(_COLOUR.sub("", text)) + end)
             self._log_file.flush()
 
 
@@ -257,7 +261,7 @@ class JobEngine(NBClientEngine):
                 timeout=execution_timeout,
                 startup_timeout=start_timeout,
                 iopub_timeout=60,  # a busy machine is not an error
-                log=log,
+                log=_quiet,
             )
             try:
                 client.execute()

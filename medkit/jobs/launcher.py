@@ -7,6 +7,7 @@ import os
 import resource
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def _attempts(
     while True:
         _begin_attempt(folder)
         start, usage = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        of_others = set(watch.descendants(os.getpid()))
         ending = _attempt(plan, request, folder, lock, control, resuming=resuming)
-        _reap()
+        _end_orphans(of_others)
         _end_attempt(folder, ending, time.monotonic() - start, usage)
         if not ending.retry or left == 0 or control.stopping:
             return ending
@@ -253,16 +255,18 @@ def _write_report(folder: RunFolder) -> None:
         log.warning("report.html could not be written: %s: %s", type(error).__name__, error)
 
 
-def _reap() -> None:
-    """Kill and collect what the kernel has left behind."""
-    for pid in watch.descendants(os.getpid()):
-        watch.kill_tree(pid)
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.05)  # killed, but not dead yet
-        except ChildProcessError:
+def _end_orphans(of_others: set[int]) -> None:
+    """Kill and collect what the kernel has left behind; as its subreaper we have inherited it."""
+    deadline = time.monotonic() + 5.0
+    while left := set(watch.descendants(os.getpid())) - of_others:
+        for pid in left:
+            watch.kill_tree(pid)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > deadline:  # in the middle of a disk or driver call
+            log.warning("processes that can't be killed: %s", sorted(left))
             return
+        time.sleep(0.02)
 
 
 def last_words(folder: RunFolder) -> list[str]:

@@ -13,7 +13,6 @@ from collections import deque
 HEAD_CHARS = 100_000
 TAIL_CHARS = 100_000
 
-_OVERWRITTEN = re.compile(r"[^\n]*\r(?=[^\n\r])")
 _BELOW = re.compile(r"\n[^\n]*\x1b\[A")  # a nested bar: one line down, draw, one line up again
 
 
@@ -31,12 +30,13 @@ class Terminal:
 
     def feed(self, text: str) -> str:
         """Take a chunk; return the text that is finished by it."""
-        text = _OVERWRITTEN.sub("", (self.open + text).replace("\r\n", "\n"))
+        text = self.open + text
         while "\x1b[A" in text:
             text, found = _BELOW.subn("", text)
             if not found:
                 text = text.replace("\x1b[A", "")
-        lines = text.split("\n")
+        *above, last = text.split("\n")
+        lines = [*(_overwritten(line.rstrip("\r")) for line in above), _overwritten(last)]
         cut = max(0, len(lines) - self._open_lines)
         self.open = "\n".join(lines[cut:])
         done = "".join(line + "\n" for line in lines[:cut])
@@ -48,6 +48,12 @@ class Terminal:
         """Return what is still open, as the terminal would show it."""
         rest, self.open = self.open.rstrip("\r"), ""
         return rest
+
+
+def _overwritten(line: str) -> str:
+    """Drop what a carriage return has overwritten; one at the end may still be a line end's."""
+    text = line.rstrip("\r")
+    return text[text.rfind("\r") + 1 :] + line[len(text) :]
 
 
 class StreamBuffer:
