@@ -60,13 +60,15 @@ def by_patient(
     if stratum is not None:
         _, code = np.unique(np.asarray(stratum), return_inverse=True)
         np.maximum.at(group, owner, code)
-    draw = keyed.generator(split_seed, "split")
-    order = draw.permutation(len(ids))
+    # raw bits, which NumPy promises for ever: a split outlives the version that made it
+    raw = keyed.generator(split_seed, "split").bit_generator.random_raw(len(ids) + 2)
+    starts = (raw[-2:] >> np.uint64(11)) * 2.0**-53
+    order = np.argsort(raw[:-2], kind="stable")
     order = order[np.argsort(group[order], kind="stable")]
-    test = _every(len(order), test_fraction, float(draw.random()))
+    test = _every(len(order), test_fraction, float(starts[0]))
     val = np.zeros(len(order), dtype=np.bool_)
     rest = val_fraction / (1 - test_fraction)
-    val[~test] = _every(int((~test).sum()), rest, float(draw.random()))
+    val[~test] = _every(int((~test).sum()), rest, float(starts[1]))
     part = np.zeros(len(ids), dtype=np.int64)
     part[order[val]], part[order[test]] = 1, 2
     return Split(*(np.flatnonzero(part[owner] == number) for number in range(3)))

@@ -50,6 +50,11 @@ def test_the_same_patients_are_chosen_whatever_the_order_of_the_rows() -> None:
     assert set(turned[other.val].tolist()) == patients(one, "val")
 
 
+def test_a_split_is_the_same_in_every_version() -> None:
+    split = by_patient(np.array(list("abcdefghij")), val_fraction=0.3, split_seed=0)
+    assert split.val.tolist() == [3, 6, 7]
+
+
 def test_a_column_is_taken_at_its_word() -> None:
     column = np.array(["train", "val", "test", "train"])
     split = by_column(column, np.array(["a", "b", "c", "a"]))
