@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from papermill.parameterize import parameterize_notebook
 from medkit.jobs.control import JobControl
 from medkit.jobs.engine import ENGINE_NAME, JobStopped
 from medkit.jobs.kernel import JobKernel
+from medkit.jobs.redact import Redactor
 
 
 @dataclass(frozen=True)
@@ -112,4 +114,5 @@ def _count_code(cells: list[Any]) -> list[int]:
 
 
 def _short(text: str, limit: int = 500) -> str:
+    text = Redactor(os.environ).clean(text)  # it goes into run.json and the report
     return text if len(text) <= limit else text[:limit] + " ..."

@@ -78,8 +78,11 @@ class StreamBuffer:
         if done:
             self._tail.append(done)
             self._tail_size += len(done)
-        while self._tail_size - len(self._tail[0] if self._tail else "") > TAIL_CHARS:
-            gone = len(self._tail.popleft())
+        while (excess := self._tail_size - TAIL_CHARS) > 0:
+            first = self._tail.popleft()
+            if len(first) > excess:
+                self._tail.appendleft(first[excess:])
+            gone = min(len(first), excess)
             self._tail_size -= gone
             self._dropped += gone
 
