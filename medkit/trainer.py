@@ -119,6 +119,7 @@ class _RunPoints(ResumePoints):
             run.folder.stage_dir(name),
             on_changed=run.changed,
             on_signal=run.note_signal,
+            on_inexact=run.mark_inexact,
             identity=settings,
             **options,
         )

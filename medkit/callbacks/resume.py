@@ -21,6 +21,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from medkit.callbacks import state as extra
+from medkit.callbacks.attributes import ChangedAttributes
 from medkit.callbacks.logs import RunCSVLogger
 from medkit.record.checkpoints import (
     FINISHED,
@@ -71,6 +72,7 @@ class ResumePoints(Checkpoint):
         on_signal: Called with the signal's name before :class:`TrainingInterrupted` is raised.
         on_saved: Called with (epoch, batch, step) when a point was taken.
         on_finished: Called once the last point, of the finished stage, is on the disk.
+        on_inexact: Called with a reason when something cannot be put back; None logs it.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class ResumePoints(Checkpoint):
         on_signal: Callable[[str], None] | None = None,
         on_saved: Callable[[int, int, int], None] | None = None,
         on_finished: Callable[[pl.Trainer], None] | None = None,
+        on_inexact: Callable[[str], None] | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(
@@ -101,10 +104,11 @@ class ResumePoints(Checkpoint):
         self.on_signal = on_signal
         self.on_saved = on_saved
         self.on_finished = on_finished
+        self.on_inexact = on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
         self.stop_signal: int | None = None
         self.resumed_at: tuple[int, int, int] | None = None
         self._resumed: dict[str, Any] | None = None
-        self._changes: extra.ChangedAttributes | None = None
+        self._changes: ChangedAttributes | None = None
         self._writer = _Writer()
         self._copies = extra.HostCopies()
         self._last_step = 0
@@ -137,10 +141,10 @@ class ResumePoints(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember how the module began; bring a finished stage back."""
-        self._changes = extra.ChangedAttributes(trainer)
+        self._changes = ChangedAttributes(trainer)
         if self._resumed is not None and self._resumed["finished"]:
             rank_state = self._resumed["ranks"][trainer.global_rank]
-            extra.ChangedAttributes.restore(trainer, rank_state["changed"])
+            self._restore_attributes(trainer, rank_state["changed"])
             extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
             self._resumed = None
 
@@ -155,7 +159,7 @@ class ResumePoints(Checkpoint):
         self._batches, self._alone = 0, trainer.world_size == 1
         if self._resumed is not None:
             rank_state = self._resumed["ranks"][trainer.global_rank]
-            extra.ChangedAttributes.restore(trainer, rank_state["changed"])
+            self._restore_attributes(trainer, rank_state["changed"])
             extra.restore_results(trainer, rank_state["results"])
             extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
             extra.restore_gradients(trainer, rank_state["gradients"])
@@ -227,6 +231,13 @@ class ResumePoints(Checkpoint):
         """Wait for the disk."""
         self._restore_handlers()
         self._writer.join()
+
+    def _restore_attributes(self, trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
+        for holder in ChangedAttributes.restore(trainer, saved):
+            self.on_inexact(
+                f"{holder} had changed when the resume point was taken, and is not there when the "
+                "fit begins again; make it in __init__"
+            )
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
         """Refuse, or report, settings of this fit that differ from the point's."""

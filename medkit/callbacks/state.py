@@ -1,15 +1,15 @@
 """What a Lightning checkpoint leaves out and an exact resume needs.
 
-Running epoch metrics, the metrics callbacks look at, torchmetrics' states, plain attributes that a
-module or a callback changed during training, frozen parameters, modules in eval mode, and the
-gradients a manual optimisation has gathered. All of it as plain values and tensors, so that the
-file loads with ``weights_only=True``.
+Running epoch metrics, the metrics callbacks look at, and the gradients a manual optimisation has
+gathered (``callbacks/attributes.py`` has torchmetrics' states and all else that modules keep in
+attributes). All of it as plain values and tensors, so that the file loads with
+``weights_only=True``.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from pytorch_lightning.trainer.connectors.logger_connector.result import (
     _ResultCollection,
     _ResultMetric,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_MODULE_KEYS = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) - {"training"}
 
 
 class NotPlainError(TypeError):
@@ -45,6 +44,8 @@ def plain(value: Any, where: str = "", copies: HostCopies | None = None) -> Any:
     if kind in _ATOMS:
         return value
     if isinstance(value, Tensor):
+        if kind is not Tensor:  # MONAI's MetaTensor: the file could not be loaded without its class
+            value = value.detach().as_subclass(Tensor)
         return value if copies is None else copies.copy(value, where)
     if kind is dict or isinstance(value, Mapping):
         return {plain(k, where): plain(v, f"{where}.{k}", copies) for k, v in value.items()}
@@ -84,85 +85,6 @@ def plain_or_none(value: Any, where: str) -> Any:
         return plain(value, where)
     except NotPlainError:
         return None
-
-
-def attributes(owner: object, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return the attributes of ``owner`` that are plain values or tensors."""
-    found = {}
-    for name, value in vars(owner).items():
-        if name in skip or isinstance(value, nn.Module | nn.Parameter):
-            continue
-        try:
-            found[name] = plain(value)
-        except NotPlainError:
-            continue  # such an attribute is an object; `medkit check` tells whether it matters
-    return found
-
-
-def _owners(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]:
-    for name, module in trainer.lightning_module.named_modules():
-        yield f"module:{name}", module, _MODULE_KEYS
-    for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
-        own = type(callback)
-        silent = own.state_dict is pl.Callback.state_dict
-        if silent and not own.__module__.startswith(("pytorch_lightning", "medkit.")):
-            yield f"callback:{number}:{own.__qualname__}", callback, frozenset()
-
-
-class ChangedAttributes:
-    """Plain attributes that differ from what they were when the fit began."""
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._at_start = {
-            who: _frozen(attributes(owner, skip)) for who, owner, skip in _owners(trainer)
-        }
-        self._flags = _flags(trainer.lightning_module)
-
-    def collect(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Return what has changed, by owner; flags are ``requires_grad`` and ``training``."""
-        changed: dict[str, Any] = {}
-        for who, owner, skip in _owners(trainer):
-            start = self._at_start.get(who, {})
-            now = attributes(owner, skip)
-            moved = {k: v for k, v in now.items() if k not in start or not _same(start[k], v)}
-            if moved:
-                changed[who] = moved
-        flags = _flags(trainer.lightning_module)
-        moved_flags = {k: v for k, v in flags.items() if self._flags.get(k) != v}
-        return {"attributes": changed, "flags": moved_flags}
-
-    @staticmethod
-    def restore(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
-        """Put collected attributes and flags back."""
-        for who, owner, _ in _owners(trainer):
-            vars(owner).update(saved["attributes"].get(who, {}))
-        module = trainer.lightning_module
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(saved["flags"].get(f"grad:{name}", parameter.requires_grad))
-        for name, part in module.named_modules():
-            part.training = saved["flags"].get(f"train:{name}", part.training)
-
-
-def _flags(module: nn.Module) -> dict[str, bool]:
-    flags = {f"grad:{name}": p.requires_grad for name, p in module.named_parameters()}
-    return flags | {f"train:{name}": part.training for name, part in module.named_modules()}
-
-
-def _frozen(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in values.items()}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        same_kind = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
-        return same_kind and a.dtype == b.dtype and bool(torch.equal(a, b))
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
 
 
 class _ResumedResults(_ResultCollection):

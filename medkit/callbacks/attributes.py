@@ -1,0 +1,281 @@
+"""What a module, its helpers and callbacks changed about themselves during a fit.
+
+People keep running means, lists of predictions, a ``deque`` of losses, an ``AverageMeter`` or a
+MONAI metric in plain attributes, which no checkpoint holds. Here they are found, written as plain
+values, and put back in the same types, so that what is computed from them goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from medkit.callbacks.state import NotPlainError
+
+_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+_MODULE_KEYS = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) - {"training"}
+_TAG = "medkit:"
+# objects of these are not looked into: machinery, data, and what has a state of its own
+_LIBRARIES = frozenset(
+    [
+        *("torch", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"),
+        *(
+            "numpy",
+            "pandas",
+            "polars",
+            "builtins",
+            "functools",
+            "itertools",
+            "logging",
+            "io",
+            "_io",
+        ),
+        *("threading", "_thread", "queue", "multiprocessing", "concurrent", "asyncio", "weakref"),
+        *("subprocess", "socket"),
+    ]
+)
+_NOT_HELPERS: tuple[Any, ...] = (
+    *(nn.Module, Dataset, DataLoader, pl.LightningDataModule, pl.Callback, pl.Trainer),
+    *(type, types.ModuleType, types.FunctionType, types.MethodType, random.Random),
+    *(Tensor, np.ndarray),
+)
+_DEEPEST = 4
+_MOST = 500
+
+
+class ChangedAttributes:
+    """Attributes that differ from what they were when the fit began."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._at_start = {
+            who: _packed(trainer, holder, skip, freeze=True)
+            for who, holder, skip in holders(trainer)
+        }
+        self._flags = _flags(trainer.lightning_module)
+
+    def collect(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Return what has changed, by holder; flags are ``requires_grad`` and ``training``."""
+        changed: dict[str, Any] = {}
+        for who, holder, skip in holders(trainer):
+            start = self._at_start.get(who, {})
+            now = _packed(trainer, holder, skip)
+            moved = {k: v for k, v in now.items() if k not in start or not _same(start[k], v)}
+            if moved:
+                changed[who] = moved
+        flags = _flags(trainer.lightning_module)
+        moved_flags = {k: v for k, v in flags.items() if self._flags.get(k) != v}
+        return {"attributes": changed, "flags": moved_flags}
+
+    @staticmethod
+    def restore(trainer: pl.Trainer, saved: Mapping[str, Any]) -> list[str]:
+        """Put collected attributes and flags back; return the holders that are not there."""
+        waiting = dict(saved["attributes"])
+        device = trainer.strategy.root_device
+        for who, holder, _ in holders(trainer):
+            for name, value in waiting.pop(who, {}).items():
+                vars(holder)[name] = unpack(value, vars(holder).get(name), device)
+        module = trainer.lightning_module
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(saved["flags"].get(f"grad:{name}", parameter.requires_grad))
+        for name, part in module.named_modules():
+            part.training = saved["flags"].get(f"train:{name}", part.training)
+        return sorted(waiting)
+
+
+def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]:
+    """Yield name, object and attributes to leave out of all that may keep state during a fit.
+
+    These are the modules, callbacks that have no ``state_dict`` of their own, and the helper
+    objects in their attributes, lists and dicts.
+    """
+    seen: set[int] = set()
+    for name, module in trainer.lightning_module.named_modules():
+        yield f"module:{name}", module, _MODULE_KEYS
+        yield from _helpers(f"module:{name}", module, _MODULE_KEYS, seen)
+    for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+        own = type(callback)
+        silent = own.state_dict is pl.Callback.state_dict
+        if silent and not own.__module__.startswith(("pytorch_lightning", "medkit.")):
+            who = f"callback:{number}:{own.__qualname__}"
+            yield who, callback, frozenset()
+            yield from _helpers(who, callback, frozenset(), seen)
+
+
+def _helpers(
+    who: str, holder: object, skip: frozenset[str], seen: set[int], depth: int = 1
+) -> Iterator[tuple[str, object, frozenset[str]]]:
+    for name, value in list(vars(holder).items()):
+        if name in skip or type(value) in _ATOMS:
+            continue
+        inside: list[tuple[str, object]] = [(name, value)]
+        if isinstance(value, Mapping) and len(value) <= _MOST:
+            inside = [(f"{name}[{key!r}]", part) for key, part in value.items()]
+        elif isinstance(value, list | tuple) and len(value) <= _MOST:
+            inside = [(f"{name}[{number}]", part) for number, part in enumerate(value)]
+        for place, part in inside:
+            if not is_helper(part) or id(part) in seen or len(seen) > _MOST:
+                continue
+            seen.add(id(part))
+            yield f"{who}.{place}", part, frozenset()
+            if depth < _DEEPEST:
+                yield from _helpers(f"{who}.{place}", part, frozenset(), seen, depth + 1)
+
+
+def is_helper(value: object) -> bool:
+    """Whether this is an object of somebody's own class that keeps attributes."""
+    if type(value) in _ATOMS or isinstance(value, _NOT_HELPERS):
+        return False
+    package = type(value).__module__.partition(".")[0]
+    if package in _LIBRARIES or isinstance(value, enum.Enum):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict)
+
+
+def pack(value: Any, freeze: bool = False) -> Any:
+    """Return ``value`` as plain values and tensors, its type kept where it matters.
+
+    Args:
+        value: An attribute.
+        freeze: Clone tensors, so that the result does not change with them.
+
+    Raises:
+        NotPlainError: When it holds anything that has no plain form.
+    """
+    kind = type(value)
+    if kind in _ATOMS or isinstance(value, torch.dtype | torch.device | torch.Size):
+        return value
+    if isinstance(value, Tensor):
+        tensor = value.detach().clone() if freeze else value
+        return tensor if value.device.type == "cpu" else (f"{_TAG}device", tensor)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        if isinstance(value, np.generic):
+            return (f"{_TAG}scalar", value.dtype.name, value.item())
+        return (f"{_TAG}array", torch.from_numpy(np.array(value, value.dtype.newbyteorder("="))))
+    if isinstance(value, Mapping):
+        return {_key(k): pack(v, freeze) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [pack(v, freeze) for v in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, deque):
+        return (f"{_TAG}deque", [pack(v, freeze) for v in value], value.maxlen)
+    if isinstance(value, set | frozenset):
+        return (f"{_TAG}{kind.__name__}", [pack(v, freeze) for v in value])
+    if isinstance(value, Path):
+        return (f"{_TAG}path", str(value))
+    if isinstance(value, enum.Enum):
+        return (f"{_TAG}enum", pack(value.value))
+    raise NotPlainError(f"{kind.__module__}.{kind.__qualname__} has no plain form")
+
+
+def unpack(packed: Any, like: Any = None, device: torch.device | str = "cpu") -> Any:
+    """Turn what :func:`pack` returned into a value again.
+
+    Args:
+        packed: The plain form.
+        like: What stands in the attribute now: its container is filled where the kind is the same
+            (a ``defaultdict`` keeps its factory, and others that hold the container see it).
+        device: Where tensors go that were not on the host.
+    """
+    if isinstance(packed, dict):
+        fresh = {key: unpack(part, None, device) for key, part in packed.items()}
+        if not isinstance(like, MutableMapping):
+            return fresh
+        like.clear()
+        like.update(fresh)
+        return like
+    if isinstance(packed, list):
+        items = [unpack(part, None, device) for part in packed]
+        if not isinstance(like, list):
+            return items
+        like[:] = items
+        return like
+    if not isinstance(packed, tuple) or isinstance(packed, torch.Size):
+        return packed
+    tag = packed[0] if packed and isinstance(packed[0], str) else ""
+    if tag.startswith(_TAG):
+        return _untag(tag.removeprefix(_TAG), packed, like, device)
+    parts = (unpack(part, None, device) for part in packed)
+    return type(like)._make(parts) if hasattr(like, "_make") else tuple(parts)
+
+
+def _untag(tag: str, packed: tuple[Any, ...], like: Any, device: torch.device | str) -> Any:
+    if tag == "device":
+        return packed[1].to(device)
+    if tag == "module":
+        if isinstance(like, nn.Module):
+            like.load_state_dict(unpack(packed[1], None, device))
+        return like
+    if tag == "array":
+        return packed[1].cpu().numpy().copy()
+    if tag == "scalar":
+        return np.dtype(packed[1]).type(packed[2])
+    if tag == "path":
+        return Path(packed[1])
+    if tag == "enum":
+        return type(like)(unpack(packed[1])) if isinstance(like, enum.Enum) else unpack(packed[1])
+    items = [unpack(part, None, device) for part in packed[1]]
+    if tag == "deque":
+        if isinstance(like, deque) and like.maxlen == packed[2]:
+            like.clear()
+            like.extend(items)
+            return like
+        return deque(items, packed[2])
+    return frozenset(items) if tag == "frozenset" else set(items)
+
+
+def _key(key: Any) -> Any:
+    if type(key) not in _ATOMS and type(key) is not tuple:
+        raise NotPlainError(f"a key of {type(key).__qualname__} has no plain form")
+    return key
+
+
+def _packed(
+    trainer: pl.Trainer, holder: object, skip: frozenset[str], freeze: bool = False
+) -> dict[str, Any]:
+    """Return the attributes that have a plain form."""
+    found = {}
+    for name, value in vars(holder).items():
+        if name in skip or isinstance(value, nn.Parameter):
+            continue
+        try:
+            if isinstance(value, nn.Module):  # a shadow of the net, which no checkpoint holds
+                if not isinstance(holder, nn.Module) and not _is_registered(trainer, value):
+                    found[name] = (f"{_TAG}module", pack(dict(value.state_dict()), freeze))
+                continue
+            found[name] = pack(value, freeze)
+        except NotPlainError:
+            continue  # an object; `medkit check` tells whether it matters
+    return found
+
+
+def _is_registered(trainer: pl.Trainer, module: nn.Module) -> bool:
+    return any(part is module for part in trainer.lightning_module.modules())
+
+
+def _flags(module: nn.Module) -> dict[str, bool]:
+    flags = {f"grad:{name}": p.requires_grad for name, p in module.named_parameters()}
+    return flags | {f"train:{name}": part.training for name, part in module.named_modules()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        same_kind = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
+        return same_kind and a.dtype == b.dtype and bool(torch.equal(a, b))
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
