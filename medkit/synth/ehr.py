@@ -7,8 +7,8 @@ takes lactate by routine; C never takes BNP. C writes creatinine in umol/L, B gl
 A patient's stays share half of their severity.
 
 The table is the same bytes on any CPU (see :mod:`medkit.synth.exact`), and the probability of the
-outcome given the row as it stands in the file is known (``Hospitals.prob``): in the long run no rule
-that sees one row ranks better.
+outcome given the row as it stands in the file is known (``Hospitals.prob``): in the long run no
+rule that sees one row ranks better.
 
 Run as ``python -m medkit.synth.ehr OUT`` to write the tables and their SHA-256 sums.
 """
