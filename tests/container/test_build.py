@@ -11,6 +11,7 @@ import ast
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -226,7 +227,11 @@ def test_lab_answers_its_health_check(store: Store, lab: str) -> None:
     words = ["run", "--isolation", "chroot", lab, "--", *ENTER, "lab"]
     command = store.command(*words, f"--ServerApp.port={port}", "--ServerApp.ip=127.0.0.1")
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as server:
         answer, until = {}, time.monotonic() + 90
         while not answer and server.poll() is None and time.monotonic() < until:
@@ -235,7 +240,7 @@ def test_lab_answers_its_health_check(store: Store, lab: str) -> None:
                     answer = json.load(page)
             except OSError:
                 time.sleep(0.3)
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # buildah does not hand it on to what it runs
         assert server.stdout is not None
         said = server.stdout.read()
     assert "version" in answer, said
