@@ -8,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from medkit import keyed as keys
@@ -26,8 +28,8 @@ class KeyedSteps(pl.Callback):
     """Set every generator before each batch from ``seed, "step", epoch, batch, rank, attempt``.
 
     Put it first in the Trainer's list: hooks of later callbacks then draw from the key as well.
-    Private generators the module keeps are found and keyed too. Keyed loaders are told to follow
-    this Trainer's loops; a training loader that is not keyed is reported to ``on_inexact``.
+    Private generators that the module and callbacks keep are found and keyed too. Keyed loaders are
+    told to follow this Trainer's loops; what cannot repeat is reported to ``on_inexact``.
 
     Args:
         seed: The run's seed.
@@ -43,6 +45,7 @@ class KeyedSteps(pl.Callback):
         self.attempt = 0  # raised by a guard that retries a batch after a rollback
         self.on_inexact = on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
         self._private: list[Generator] = []
+        self._begun = 0  # batches of this process, up to 2
         self._device: torch.device | None = None
 
     # Lightning enters a profiler for every callback at every hook, 5 us each and six hooks a step;
@@ -52,34 +55,45 @@ class KeyedSteps(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Key layers that are made late."""
-        if stage == "fit":
-            keys.set_globals(keys.seed_of(self.seed, "init", self.name))
+        if stage != "fit":
+            return
+        keys.set_globals(keys.seed_of(self.seed, "init", self.name))
+        source = trainer.fit_loop._data_source
+        if source.is_defined() and not source.is_module():  # loaders passed to fit: bound before
+            apply_to_collection(source.instance, KeyedLoader, _bind, trainer)  # their length counts
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Bind the loaders and find the module's own generators."""
-        self._private = find_generators(pl_module)
+        """Bind the loaders and find the generators of module and callbacks."""
+        self._private = find_generators(_owners(trainer))
         self._device = pl_module.device
-        combined = trainer.fit_loop._combined_loader
-        for loader in combined.flattened if combined is not None else ():
-            if isinstance(loader, KeyedLoader):
-                loader.bind(trainer)
-                loader.keys_transfer = _draws_in_transfer(trainer, pl_module)
-                if loader.seed != self.seed:
-                    self.on_inexact(
-                        f"the training loader is keyed by seed {loader.seed}, "
-                        f"the steps by {self.seed}"
-                    )
-            else:
-                self.on_inexact(
-                    f"the training data come from a {type(loader).__name__} that is not keyed; "
-                    "wrap it: keyed(datamodule)"
-                )
+        self._begun = 0
+        self._adopt_loaders(trainer)
         if getattr(trainer, "_val_check_time_interval", None) is not None:
             self.on_inexact("validation by wall time (val_check_interval) does not repeat")
+        if any(isinstance(callback, Timer) for callback in _callbacks(trainer)):
+            self.on_inexact("max_time ends the fit by wall time, which does not repeat")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Key what is drawn once an epoch."""
         self._set(pl_module, "epoch", trainer.current_epoch, trainer.global_rank)
+        if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+            self._adopt_loaders(trainer)
+
+    def _adopt_loaders(self, trainer: pl.Trainer) -> None:
+        combined = trainer.fit_loop._combined_loader
+        for loader in combined.flattened if combined is not None else ():
+            if not isinstance(loader, KeyedLoader):
+                self.on_inexact(
+                    f"the training data come from a {type(loader).__name__} that is not keyed; "
+                    "wrap it: keyed(datamodule)"
+                )
+                continue
+            loader.bind(trainer)
+            loader.on_transfer = self._key_transfer if _moves_by_hand(trainer) else None
+            if loader.seed != self.seed:
+                self.on_inexact(
+                    f"the training loader is keyed by seed {loader.seed}, the steps by {self.seed}"
+                )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -87,6 +101,10 @@ class KeyedSteps(pl.Callback):
         """Key dropout and whatever else the step draws."""
         place = (trainer.current_epoch, batch_idx, trainer.global_rank, self.attempt)
         self._set(pl_module, "step", *place)
+        if self._begun < 2:
+            self._begun += 1
+            if self._begun == 2:
+                self._look_again(trainer)
 
     def on_validation_batch_start(
         self,
@@ -121,6 +139,19 @@ class KeyedSteps(pl.Callback):
         """Key what prediction draws (Monte Carlo dropout)."""
         self._set(pl_module, "predict", batch_idx, dataloader_idx, trainer.global_rank)
 
+    def _look_again(self, trainer: pl.Trainer) -> None:
+        found = find_generators(_owners(trainer))
+        if len(found) > len(self._private):
+            self._private = found
+            self.on_inexact(
+                "a random generator was made in the first step, where no key reaches it; make it in "
+                "__init__"
+            )
+
+    def _key_transfer(self, key: int) -> None:
+        keys.set_globals(key, device=self._device)
+        rekey(self._private, key)
+
     def _set(self, pl_module: pl.LightningModule, purpose: str, *place: keys.Place) -> None:
         key = keys.seed_of(self.seed, purpose, *place)
         keys.set_globals(key, device=self._device or pl_module.device)
@@ -128,11 +159,30 @@ class KeyedSteps(pl.Callback):
             rekey(self._private, key)
 
 
-def _draws_in_transfer(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+def _bind(loader: KeyedLoader, trainer: pl.Trainer) -> KeyedLoader:
+    loader.bind(trainer)
+    return loader
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _owners(trainer: pl.Trainer) -> list[object]:
+    """Return what draws in a step: the module, other people's callbacks, a DataModule's hooks."""
+    owners: list[object] = [trainer.lightning_module]
+    owners += [c for c in _callbacks(trainer) if not type(c).__module__.startswith("medkit.")]
+    data = getattr(trainer, "datamodule", None)
+    if data is not None and any(is_overridden(hook, data) for hook in _TRANSFER_HOOKS):
+        owners.append(data)
+    return owners
+
+
+def _moves_by_hand(trainer: pl.Trainer) -> bool:
     """Whether moving a batch runs somebody's code, which may augment it there.
 
-    Those hooks run before ``on_train_batch_start``, so the loader sets their key.
+    Those hooks run before ``on_train_batch_start``, so the loader has their key set.
     """
     data = getattr(trainer, "datamodule", None)
-    owners = [pl_module] if data is None else [pl_module, data]
+    owners = [trainer.lightning_module] if data is None else [trainer.lightning_module, data]
     return any(is_overridden(hook, owner) for hook in _TRANSFER_HOOKS for owner in owners)

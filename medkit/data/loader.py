@@ -10,101 +10,28 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
-    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
 )
 
 from medkit import keyed as keys
-from medkit.data.generators import Generator, find_generators, rekey
+from medkit.data.fetching import KeyedFetch, PlaceBatch, Places, fetching_here, rebuilt
+from medkit.data.generators import find_generators, rekey
 
 _log = logging.getLogger(__name__)
 _HOOKS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
-
-
-class PlaceBatch(NamedTuple):
-    """A batch before it is fetched: where it stands in its epoch, and which rows it is made of."""
-
-    epoch: int
-    batch: int
-    start: int  # position of its first row in the epoch's global order
-    rows: Any  # what the sampler gave: a list or array of indices, or one item without batching
-
-
-class _KeyedFetch(Dataset[Any]):
-    """Fetches and collates one :class:`PlaceBatch`; the part of a loader that workers run."""
-
-    def __init__(self, loader: DataLoader[Any], seed: int, tag: tuple[keys.Place, ...]) -> None:
-        self.dataset = loader.dataset
-        self.collate = loader.collate_fn
-        self.batched = loader.batch_sampler is not None
-        self.seed = seed
-        self.tag = tag
-        # a dataset may say that fetching draws nothing; then there is nothing to key
-        self.draws = not getattr(self.dataset, "draws_nothing", False)
-        self._private: list[Generator] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_private": None}  # found anew in a spawned worker
-
-    def __getitems__(self, place: PlaceBatch) -> Any:
-        if not self.draws:
-            return self._fetch_at_once(place)
-        fetch_many = getattr(self.dataset, "__getitems__", None)
-        if not self.batched or fetch_many is not None:
-            self._key("augment", place.epoch, place.start)
-            samples = self._fetch_raw(place, fetch_many)
-        else:
-            samples = []
-            for offset, row in enumerate(place.rows):
-                self._key("augment", place.epoch, place.start + offset)
-                samples.append(self.dataset[row])
-        self._key("collate", place.epoch, place.batch)
-        return self.collate(samples)
-
-    def _fetch_at_once(self, place: PlaceBatch) -> Any:
-        return self.collate(self._fetch_raw(place, getattr(self.dataset, "__getitems__", None)))
-
-    def _fetch_raw(self, place: PlaceBatch, fetch_many: Callable[[Any], Any] | None) -> Any:
-        if not self.batched:
-            return self.dataset[place.rows]
-        if fetch_many is not None:
-            return fetch_many(place.rows)
-        return [self.dataset[row] for row in place.rows]
-
-    def _key(self, purpose: str, *place: keys.Place) -> None:
-        if self._private is None:
-            self._private = find_generators([self.dataset, self.collate])
-        key = keys.seed_of(self.seed, purpose, *place, *self.tag)
-        keys.set_globals(key)
-        rekey(self._private, key)
-
-
-class _Places:
-    """The batch sampler of the inner loader: hands out the places it was given."""
-
-    def __init__(self) -> None:
-        self.places: Sequence[PlaceBatch] = ()
-
-    def __iter__(self) -> Iterator[PlaceBatch]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
 
 class KeyedLoader:
@@ -140,10 +67,11 @@ class KeyedLoader:
         self.tag = tag
         self.epoch = 0
         self.trainer: pl.Trainer | None = None
-        self.keys_transfer = False  # set where a module draws while a batch is moved
-        self._places = _Places()
-        self._fetch = _KeyedFetch(loader, self.seed, tag)
-        self._inner = _rebuilt(loader, self._fetch, self._places)
+        # set where a module draws while a batch is moved, which is before its step is keyed
+        self.on_transfer: Callable[[int], None] | None = None
+        self._places = Places()
+        self._fetch = KeyedFetch(loader, self.seed, tag)
+        self._inner = rebuilt(loader, self._fetch, self._places)
         self._order_of: tuple[tuple[int, int], list[PlaceBatch]] | None = None
 
     # what others read of a DataLoader
@@ -195,13 +123,13 @@ class KeyedLoader:
             batches = iter(self._inner)
         for place in places:
             if fetch_here:
-                with _fetching():
+                with fetching_here():
                     batch = next(batches)
             else:
                 batch = next(batches)
-            if self.keys_transfer and self.trainer is not None:
+            if self.on_transfer is not None and self.trainer is not None and self.trainer.training:
                 key = keys.seed_of(self.seed, "transfer", epoch, place.batch, *self.tag)
-                keys.set_globals(key, device=self.trainer.strategy.root_device)
+                self.on_transfer(key)
             yield batch
 
     def places(self, epoch: int, *, cycle: int = 0) -> list[PlaceBatch]:
@@ -223,7 +151,7 @@ class KeyedLoader:
 
     def fetch(self, place: PlaceBatch) -> Any:
         """Fetch the rows of one place, here and now."""
-        with _fetching():
+        with fetching_here():
             return self._fetch.__getitems__(place)
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
@@ -237,8 +165,9 @@ class KeyedLoader:
             groups: list[Any] = [order[i : i + size].tolist() for i in range(0, stop, size)]
         else:
             sampler = self.loader.batch_sampler or self.loader.sampler
-            if isinstance(self.loader.sampler, DistributedSampler):
-                self.loader.sampler.set_epoch(epoch)
+            for part in _samplers(self.loader):
+                if callable(set_epoch := getattr(part, "set_epoch", None)):
+                    set_epoch(epoch)
             state = keys.get_globals()
             keys.set_globals(key)
             rekey(find_generators(sampler), key)
@@ -261,20 +190,24 @@ class KeyedLoader:
         return (places + places[:missing])[rank::world]
 
     def _rank(self) -> tuple[int, int]:
-        if self.trainer is None or isinstance(self.loader.sampler, DistributedSampler):
+        if self.trainer is None or any(hasattr(s, "num_replicas") for s in _samplers(self.loader)):
             return 0, 1  # alone, or a sampler that takes its own share
         return self.trainer.global_rank, self.trainer.world_size
 
     def _where(self) -> tuple[int, int, int]:
         """Return epoch, cycle and first batch of the iteration that begins now."""
-        if self.trainer is None:
+        if self.trainer is None or not self.trainer.training:
             return self.epoch, 0, 0
         if self.tag and self.tag[0] != "train":
             return 0, 0, 0  # evaluation sees the same draws each time
         loop = self.trainer.fit_loop
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # the same batches each epoch
         epoch = 0 if overfits else loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        cycle, first = divmod(loop.epoch_loop.batch_progress.current.ready, max(len(self), 1))
+        length = max(len(self), 1)
+        cycle, first = divmod(loop.epoch_loop.batch_progress.current.ready, length)
+        combined = loop._combined_loader
+        if cycle and combined is not None and combined._mode != "max_size_cycle":
+            return epoch, 0, length  # used up: this mode does not begin it again
         return epoch, cycle, first
 
 
@@ -335,7 +268,12 @@ def why_not_keyed(loader: DataLoader[Any]) -> str:
 
 
 def _keyed_loaders(*, hook: Callable[[], Any], seed: int, kind: str) -> Any:
-    with keys.globals_keyed(seed, "loader", kind):
+    trainer = _trainer_of(getattr(hook, "__self__", None))
+    place: tuple[keys.Place, ...] = (kind,)
+    every: int = getattr(trainer, "reload_dataloaders_every_n_epochs", 0)
+    if trainer is not None and every:
+        place = (kind, trainer.current_epoch // every)  # made anew because it should differ
+    with keys.globals_keyed(seed, "loader", *place):
         loaders = hook()
     numbers = iter(range(1_000_000))
 
@@ -346,7 +284,10 @@ def _keyed_loaders(*, hook: Callable[[], Any], seed: int, kind: str) -> Any:
             _log.warning("%s", reason)
             return loader
         first = kind == "train" and number == 0
-        return KeyedLoader(loader, seed=seed, tag=() if first else (kind, number))
+        fresh = KeyedLoader(loader, seed=seed, tag=() if first else (kind, number))
+        if kind == "train" and trainer is not None:
+            fresh.bind(trainer)  # at once: Lightning asks for the length of this process's share
+        return fresh
 
     if isinstance(loaders, CombinedLoader):
         loaders.flattened = [wrap(x) if isinstance(x, DataLoader) else x for x in loaders.flattened]
@@ -357,6 +298,17 @@ def _keyed_loaders(*, hook: Callable[[], Any], seed: int, kind: str) -> Any:
 def _keyed_setup(stage: str | None = None, *, hook: Callable[..., Any], seed: int) -> Any:
     with keys.globals_keyed(seed, "split"):
         return hook(stage)
+
+
+def _trainer_of(owner: object) -> pl.Trainer | None:
+    """Return the Trainer a DataModule or LightningModule is attached to, if there is one."""
+    name = "_trainer" if isinstance(owner, pl.LightningModule) else "trainer"
+    trainer = getattr(owner, name, None)
+    return trainer if isinstance(trainer, pl.Trainer) else None
+
+
+def _samplers(loader: DataLoader[Any]) -> tuple[object, ...]:
+    return loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)
 
 
 def _overrides(data: object, name: str) -> bool:
@@ -373,42 +325,3 @@ def _plain_random(loader: DataLoader[Any]) -> tuple[int, int, bool] | None:
     if plain and not sampler.replacement and sampler._num_samples is None:  # type: ignore[attr-defined]
         return len(sampler), batches.batch_size, batches.drop_last  # type: ignore[arg-type,union-attr]
     return None
-
-
-def _rebuilt(loader: DataLoader[Any], fetch: _KeyedFetch, places: _Places) -> DataLoader[Any]:
-    """Make the inner loader: their workers, pinning and time-outs; our places and fetching."""
-    workers: dict[str, Any] = {}
-    if loader.num_workers > 0:
-        workers = {
-            "prefetch_factor": loader.prefetch_factor,
-            "persistent_workers": loader.persistent_workers,
-            "worker_init_fn": loader.worker_init_fn,
-            "multiprocessing_context": loader.multiprocessing_context,
-            "timeout": loader.timeout,
-        }
-    return DataLoader(
-        fetch,
-        batch_sampler=places,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        **workers,
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-@contextmanager
-def _fetching() -> Iterator[None]:
-    """In the main process: one intra-op thread, as in a worker, and global generators put back."""
-    state, threads = keys.get_globals(), torch.get_num_threads()
-    if threads != 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if threads != 1:
-            torch.set_num_threads(threads)
-        keys.restore_globals(state)
