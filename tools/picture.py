@@ -22,16 +22,16 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 warnings.filterwarnings("ignore")
 
-import matplotlib as mpl  # noqa: E402
-import numpy as np  # noqa: E402
-import pytorch_lightning as pl  # noqa: E402
-import torch  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
+import matplotlib as mpl
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from matplotlib import pyplot as plt
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from medkit.trainer import keyed, stable_trainer, start_run  # noqa: E402
+from medkit.trainer import keyed, stable_trainer, start_run
 
 SEEDS, KILL_AT, EVERY, EPOCHS = range(5), 17, 5, 4
 ORANGE, BLUE = "#d55e00", "#0072b2"  # Okabe and Ito (2008): told apart by the colour-blind
