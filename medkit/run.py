@@ -15,7 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from medkit import keyed as keys
 from medkit.callbacks.resume import SettingsChangedError, TrainingInterrupted, describe_changes
@@ -121,8 +123,8 @@ class Run:
         name: str,
         *,
         row_ids: Sequence[object],
-        y: Sequence[float],
-        score: Sequence[float],
+        y: ArrayLike,
+        score: ArrayLike,
         site: Sequence[str] | None = None,
     ) -> Path:
         """Write ``predictions/<name>.parquet``: row pseudonym, site, y, score."""
@@ -133,8 +135,8 @@ class Run:
             {
                 "row": [pseudonym(row) for row in row_ids],
                 "site": list(site) if site is not None else [""] * len(row_ids),
-                "y": list(y),
-                "score": list(score),
+                "y": np.asarray(y),
+                "score": np.asarray(score),
             }
         )
         table.to_parquet(path, index=False)

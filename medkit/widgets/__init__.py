@@ -1,0 +1,1 @@
+"""Pictures that follow a training, in JupyterLab and in a job."""

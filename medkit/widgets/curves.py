@@ -1,0 +1,158 @@
+"""What a training monitor remembers, and how it is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from medkit.plot import COLORS
+
+MAX_POINTS = 400  # of one line: more than a screen shows, little in a checkpoint
+MAX_PANELS = 3  # beside the loss
+
+
+class Thinned:
+    """A line of any length in at most ``MAX_POINTS`` points, each the mean of equally many values.
+
+    What it holds depends on the values alone, not on when it was asked.
+    """
+
+    def __init__(self) -> None:
+        self.stride = 1  # values a point is the mean of
+        self.x: list[float] = []
+        self.y: list[float] = []
+        self._sum, self._count = 0.0, 0
+
+    def add(self, x: float, y: float) -> None:
+        """Add one value at ``x``."""
+        self._sum, self._count = self._sum + y, self._count + 1
+        if self._count < self.stride:
+            return
+        self.x.append(x)
+        self.y.append(self._sum / self._count)
+        self._sum, self._count = 0.0, 0
+        if len(self.x) >= MAX_POINTS:
+            self.x = self.x[1::2]
+            self.y = [(a + b) / 2 for a, b in zip(self.y[::2], self.y[1::2], strict=True)]
+            self.stride *= 2
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        rest = [self._sum, self._count]
+        return {"stride": self.stride, "x": list(self.x), "y": list(self.y), "rest": rest}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        self.stride, self.x, self.y = state["stride"], list(state["x"]), list(state["y"])
+        self._sum, self._count = state["rest"]
+
+
+class History:
+    """Lines of one training: the loss of each batch, and what was logged after each epoch.
+
+    Attributes:
+        batches: Training loss, batch by batch.
+        logged: Name -> line, such as ``val/auroc``.
+        epoch_ends: The optimizer step at which each epoch ended.
+    """
+
+    def __init__(self) -> None:
+        self.batches = Thinned()
+        self.logged: dict[str, Thinned] = {}
+        self.epoch_ends: list[int] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add what was logged at an optimizer step; a second value for a step is passed over."""
+        for name, value in values.items():
+            line = self.logged.setdefault(name, Thinned())
+            if not line.x or line.x[-1] < step:
+                line.add(step, value)
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return {
+            "batches": self.batches.state(),
+            "logged": {name: line.state() for name, line in self.logged.items()},
+            "epoch_ends": list(self.epoch_ends),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        self.batches.load(state["batches"])
+        self.logged = {}
+        for name, line in state["logged"].items():
+            self.logged.setdefault(name, Thinned()).load(line)
+        self.epoch_ends = list(state["epoch_ends"])
+
+
+def draw(
+    history: History,
+    *,
+    metrics: Sequence[str] | None = None,
+    loss_label: str = "loss",
+    title: str = "",
+) -> Figure:
+    """Draw loss and metrics over optimizer steps, a panel each.
+
+    Args:
+        history: What was seen.
+        metrics: A panel for each; None takes the first few ``val/`` ones that are no loss.
+        loss_label: Name and unit of the loss.
+        title: Above all panels.
+    """
+    if metrics is None:
+        found = [n for n in history.logged if n.startswith("val/") and n != "val/loss"]
+        metrics = found[:MAX_PANELS]
+    widths = [1.6] + [1.0] * len(metrics)
+    # not by pyplot, which would keep the figure and show it twice
+    figure = Figure(figsize=(2.9 * sum(widths), 2.9), layout="constrained")
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    _draw_loss(panels[0], history, loss_label)
+    for panel, name, color in zip(panels[1:], metrics, cycle(COLORS[2:]), strict=False):
+        _draw_metric(panel, history, name, color)
+    for panel in panels:
+        panel.set_xlabel("optimizer step")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.title.set_fontsize("medium")
+        panel.margins(x=0.02)
+    if title:
+        figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
+    return figure
+
+
+def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
+    batches = history.batches
+    each = "each batch" if batches.stride == 1 else f"means of {batches.stride} batches"
+    panel.plot(batches.x, batches.y, color=COLORS[0], linewidth=0.7, alpha=0.35, label=each)
+    for name, color, style in (("train/loss", COLORS[0], "-"), ("val/loss", COLORS[1], "o--")):
+        line = history.logged.get(name)
+        if line is not None and line.x:
+            label = f"{name} {line.y[-1]:.3g}"
+            panel.plot(line.x, line.y, style, color=color, markersize=3, label=label)
+    panel.set(ylabel=loss_label)
+    _keep_spikes_from_hiding_the_rest(panel, batches.y)
+    if panel.has_data():
+        panel.legend(frameon=False, fontsize="small")
+
+
+def _draw_metric(panel: Axes, history: History, name: str, color: str) -> None:
+    line = history.logged.get(name, Thinned())
+    panel.plot(line.x, line.y, "o-", color=color, markersize=3)
+    last = f" {line.y[-1]:.3g}" if line.y else ""
+    panel.set_title(name + last)
+
+
+def _keep_spikes_from_hiding_the_rest(panel: Axes, values: Sequence[float]) -> None:
+    if len(values) < 20:
+        return
+    ordered = sorted(values)
+    usual, highest = ordered[int(0.98 * (len(ordered) - 1))], ordered[-1]
+    if highest > 3 * usual > 0:
+        panel.set_ylim(top=1.5 * usual)
+        panel.set_title(f"up to {highest:.3g}, beyond the axis")
