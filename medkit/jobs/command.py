@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING
 
 from medkit.jobs import causes
+from medkit.jobs.ending import Ending, exit_code, last_words
 from medkit.jobs.notebook import read_notebook
 from medkit.jobs.parameters import read_parameters
 from medkit.jobs.plan import Plan, Request, make_plan
@@ -15,9 +15,6 @@ from medkit.jobs.redact import Redactor
 from medkit.jobs.tables import as_text, metric_rows
 from medkit.record.folder import RunFolder
 from medkit.record.results import METRICS_NAME, read_metrics
-
-if TYPE_CHECKING:
-    from medkit.jobs.launcher import Ending
 
 MAX_ROWS = 20
 
@@ -31,7 +28,7 @@ def run_command(request: Request, *, dry_run: bool = False) -> int:
     if plan.finished:
         sys.stdout.write(f"{plan.run_dir} is done already; nothing to resume.\n")
         return 0
-    from medkit.jobs.launcher import exit_code, launch
+    from medkit.jobs.launcher import launch
 
     sys.stderr.write(f"run folder: {plan.run_dir}\n")
     try:
@@ -105,8 +102,6 @@ def metrics_table(folder: RunFolder) -> str:
 
 def bad_end(plan: Plan, folder: RunFolder, ending: Ending) -> str:
     """Return the last lines of the log, the likely cause, and how to go on."""
-    from medkit.jobs.launcher import last_words
-
     where = f" in code cell {ending.cell}" if ending.cell else ""
     words = last_words(folder)
     clean = Redactor(os.environ).clean

@@ -14,8 +14,9 @@ from papermill.execute import prepare_notebook_metadata, remove_error_markers
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+from medkit.jobs.client import JobStopped
 from medkit.jobs.control import JobControl
-from medkit.jobs.engine import ENGINE_NAME, JobStopped
+from medkit.jobs.engine import ENGINE_NAME
 from medkit.jobs.kernel import JobKernel
 from medkit.jobs.redact import Redactor
 

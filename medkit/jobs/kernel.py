@@ -47,7 +47,7 @@ class JobKernel:
     """
 
     def __init__(self) -> None:
-        self.sockets = _sockets_folder()
+        self.sockets = sockets_folder()
         folder = self.sockets or Path(tempfile.mkdtemp(prefix="medkit-"))
         self._folder = folder
         self.manager = PatientKernelManager(
@@ -115,7 +115,7 @@ class JobKernel:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _sockets_folder() -> Path | None:
+def sockets_folder() -> Path | None:
     """Make a private folder whose socket paths are short enough, or return None."""
     if os.name != "posix" or not zmq.has("ipc"):
         return None

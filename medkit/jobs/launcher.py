@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from medkit.jobs import causes, watch
 from medkit.jobs.control import GRACE_S, JobControl
+from medkit.jobs.ending import Ending, judge
 from medkit.jobs.plan import Plan, Request
 from medkit.jobs.progress import ProgressLine
 from medkit.record.folder import RunFolder, now
@@ -22,28 +22,7 @@ from medkit.record.lock import RunLock
 
 log = logging.getLogger(__name__)
 
-EXIT_CODES = {"done": 0, "failed": 1, "killed": 1, "timeout": 124, "interrupted": 143}
-_ASKED_TO_END = {"KeyboardInterrupt", "TrainingInterrupted", "SystemExit"}
 LOCK_WAIT_S = 15.0  # the loader workers of a kernel that has just been killed hold on for seconds
-
-
-@dataclass
-class Ending:
-    """How one attempt ended.
-
-    Attributes:
-        status: As ``run.json`` writes it.
-        error: Type and message of what ended it; empty for a good end.
-        cause: The likely cause, in words.
-        cell: The code cell it ended in, counted from 1.
-        retry: Whether to go on by itself: the kernel or a loader worker died.
-    """
-
-    status: str
-    error: str = ""
-    cause: str = ""
-    cell: int = 0
-    retry: bool = False
 
 
 def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
@@ -61,6 +40,7 @@ def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
     watch.become_subreaper()  # what a killed kernel leaves behind is then ours to kill
     try:
         with control.listening():
+            _end_with_the_sweep()
             folder = _open_folder(plan, request)
             ending = _attempts(plan, request, folder, lock, control)
             _close_folder(folder, ending, control)
@@ -70,11 +50,11 @@ def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
     return ending, folder
 
 
-def exit_code(ending: Ending, folder: RunFolder) -> int:
-    """Return the launcher's exit code."""
-    if ending.status == "interrupted" and folder.read().get("interrupted_by") == "SIGINT":
-        return 130
-    return EXIT_CODES[ending.status]
+def _end_with_the_sweep() -> None:
+    """Save and end, as on SIGTERM, when the sweep that started this job is dead."""
+    sweep = int(os.environ.pop("MEDKIT_SWEEP_PID", "0"))
+    if sweep:
+        watch.on_death_of(sweep, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _open_folder(plan: Plan, request: Request) -> RunFolder:
@@ -168,36 +148,7 @@ def _attempt(
             text = f"{type(error).__name__}: {error}"
             return Ending("failed", f"the launcher failed: {text}", causes.hint(text))
     kills = causes.count_oom_kills() - kills
-    return _judge(result, folder, control, kills)
-
-
-def _judge(result: Any, folder: RunFolder, control: JobControl, oom_kills: int) -> Ending:
-    """Turn what the engine saw into a status."""
-    stopped = "timeout" if control.timed_out else "interrupted"
-    if result.kind == "done":
-        return Ending("done")
-    if result.kind == "stopped":
-        return Ending(stopped, _why_stopped(control), cell=result.cell)
-    if result.kind == "dead":
-        cause = causes.death(result.exit_status, oom_kills)
-        if control.stopping:
-            return Ending(stopped, _why_stopped(control), "", result.cell)
-        return Ending("killed", "the kernel died", cause, result.cell, retry=True)
-    if result.kind == "timeout":
-        return Ending("timeout", result.message, "", result.cell)
-    error = f"{result.name}: {result.message}"
-    asked = control.stopping or bool(folder.read().get("interrupted_by"))
-    by_signal = result.name in _ASKED_TO_END and (asked or result.name != "SystemExit")
-    if by_signal or (control.stopping and causes.worker_died(error)):
-        return Ending(stopped, _why_stopped(control) or error, "", result.cell)
-    retry = causes.worker_died(error)
-    return Ending("failed", error, causes.hint(error), result.cell, retry=retry)
-
-
-def _why_stopped(control: JobControl) -> str:
-    if control.timed_out:
-        return "the time limit was reached"
-    return f"{control.received.name} was received" if control.received else ""
+    return judge(result, folder, control, kills)
 
 
 def _environment(
@@ -267,20 +218,3 @@ def _end_orphans(of_others: set[int]) -> None:
             log.warning("processes that can't be killed: %s", sorted(left))
             return
         time.sleep(0.02)
-
-
-def last_words(folder: RunFolder) -> list[str]:
-    """Return the last lines that a run has printed, as a person wants to see them."""
-    lines = causes.tail(folder.path / "logs" / "output.log")
-    kernel = [
-        line
-        for line in causes.tail(folder.path / "logs" / "kernel.log", 10)
-        if line.strip() and "ipykernel" not in line
-    ]
-    return lines + kernel
-
-
-def shown(path: Path) -> str:
-    """Return a path as short as it can be said from here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

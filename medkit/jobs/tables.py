@@ -51,21 +51,26 @@ def number(value: float) -> str:
     return str(int(value)) if whole else f"{value:#.4g}"
 
 
-def interval(metric: Metric) -> str:
+def interval(metric: Metric, *, level: bool = True) -> str:
     """Return ``95 % [0.71, 0.84]``, or nothing where no interval is meant."""
     if metric.low is None or metric.high is None:
         return ""
-    level = f"{metric.level:.0%} ".replace("%", " %") if metric.level else ""
-    return f"{level}[{number(metric.low)}, {number(metric.high)}]"
+    said = f"{metric.level * 100:g} % " if level and metric.level else ""
+    return f"{said}[{number(metric.low)}, {number(metric.high)}]"
 
 
 def as_text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in plain text, columns aligned: the first to the left, others to the right."""
-    table = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    """Return a table in plain text: words to the left, numbers to the right."""
+    body = [list(row) for row in rows]
+    table = [list(header), *body]
+    columns = range(len(header))
+    widths = [max(len(row[i]) for row in table) for i in columns]
+    words = [any(row[i][:1].isalpha() for row in body) for i in columns]
     lines = []
     for row in table:
-        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-        cells[0] = row[0].ljust(widths[0])
+        cells = [
+            row[i].ljust(widths[i]) if words[i] or i == 0 else row[i].rjust(widths[i])
+            for i in columns
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines) + "\n"
