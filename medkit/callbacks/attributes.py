@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,7 +26,15 @@ from medkit.callbacks.state import NotPlainError
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _MODULE_KEYS = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) - {"training"}
+# what ModelCheckpoint decides by and its state_dict leaves out
+_CHECKPOINT_KEYS = frozenset(
+    [
+        *("_last_global_step_saved", "_last_checkpoint_saved", "_defer_save_until_validation"),
+        "current_score",
+    ]
+)
 _TAG = "medkit:"
+_BUFFER = "buffer:"
 # objects of these are not looked into: machinery, data, and what has a state of its own
 _LIBRARIES = frozenset(
     [
@@ -58,6 +67,7 @@ class ChangedAttributes:
     """Attributes that differ from what they were when the fit began."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
+        self._carried: dict[str, set[str]] = {}  # came from a resume point: goes into the next
         self._at_start = {
             who: _packed(trainer, holder, skip, freeze=True)
             for who, holder, skip in holders(trainer)
@@ -70,21 +80,29 @@ class ChangedAttributes:
         for who, holder, skip in holders(trainer):
             start = self._at_start.get(who, {})
             now = _packed(trainer, holder, skip)
-            moved = {k: v for k, v in now.items() if k not in start or not _same(start[k], v)}
+            carried = self._carried.get(who, set())
+            moved = {
+                k: v
+                for k, v in now.items()
+                if k in carried or k not in start or not _same(start[k], v)
+            }
             if moved:
                 changed[who] = moved
         flags = _flags(trainer.lightning_module)
         moved_flags = {k: v for k, v in flags.items() if self._flags.get(k) != v}
         return {"attributes": changed, "flags": moved_flags}
 
-    @staticmethod
-    def restore(trainer: pl.Trainer, saved: Mapping[str, Any]) -> list[str]:
+    def restore(self, trainer: pl.Trainer, saved: Mapping[str, Any]) -> list[str]:
         """Put collected attributes and flags back; return the holders that are not there."""
         waiting = dict(saved["attributes"])
+        self._carried = {who: set(names) for who, names in waiting.items()}
         device = trainer.strategy.root_device
         for who, holder, _ in holders(trainer):
             for name, value in waiting.pop(who, {}).items():
-                vars(holder)[name] = unpack(value, vars(holder).get(name), device)
+                if name.startswith(_BUFFER):
+                    _set_buffer(holder, name.removeprefix(_BUFFER), unpack(value, None, device))
+                else:
+                    vars(holder)[name] = unpack(value, vars(holder).get(name), device)
         module = trainer.lightning_module
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(saved["flags"].get(f"grad:{name}", parameter.requires_grad))
@@ -96,8 +114,8 @@ class ChangedAttributes:
 def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]:
     """Yield name, object and attributes to leave out of all that may keep state during a fit.
 
-    These are the modules, callbacks that have no ``state_dict`` of their own, and the helper
-    objects in their attributes, lists and dicts.
+    These are the modules, other people's callbacks, and the helper objects in their attributes,
+    lists and dicts.
     """
     seen: set[int] = set()
     for name, module in trainer.lightning_module.named_modules():
@@ -105,11 +123,14 @@ def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]
         yield from _helpers(f"module:{name}", module, _MODULE_KEYS, seen)
     for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
         own = type(callback)
-        silent = own.state_dict is pl.Callback.state_dict
-        if silent and not own.__module__.startswith(("pytorch_lightning", "medkit.")):
-            who = f"callback:{number}:{own.__qualname__}"
-            yield who, callback, frozenset()
-            yield from _helpers(who, callback, frozenset(), seen)
+        who = f"callback:{number}:{own.__qualname__}"
+        skip = frozenset[str]()
+        if isinstance(callback, ModelCheckpoint):
+            skip = frozenset(vars(callback)) - _CHECKPOINT_KEYS
+        elif own.__module__.startswith(("pytorch_lightning", "medkit.")):
+            continue  # they keep what they need
+        yield who, callback, skip
+        yield from _helpers(who, callback, skip, seen)
 
 
 def _helpers(
@@ -155,8 +176,11 @@ def pack(value: Any, freeze: bool = False) -> Any:
     kind = type(value)
     if kind in _ATOMS or isinstance(value, torch.dtype | torch.device | torch.Size):
         return value
+    if isinstance(value, nn.Parameter):
+        raise NotPlainError("a parameter is in the weights, and must stay the one it is")
     if isinstance(value, Tensor):
-        tensor = value.detach().clone() if freeze else value
+        tensor = value.detach().as_subclass(Tensor)  # a MetaTensor cannot be loaded safely
+        tensor = tensor.clone() if freeze else tensor
         return tensor if value.device.type == "cpu" else (f"{_TAG}device", tensor)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
         if isinstance(value, np.generic):
@@ -256,7 +280,20 @@ def _packed(
             found[name] = pack(value, freeze)
         except NotPlainError:
             continue  # an object; `medkit check` tells whether it matters
+    if isinstance(holder, nn.Module):
+        for name in sorted(holder._non_persistent_buffers_set):
+            found[f"{_BUFFER}{name}"] = pack(holder._buffers[name], freeze)
     return found
+
+
+def _set_buffer(holder: Any, name: str, value: Tensor | None) -> None:
+    """Fill a buffer that no state dict holds; others may hold the same tensor."""
+    mine = holder._buffers.get(name)
+    if mine is None or value is None or mine.shape != value.shape:
+        holder._buffers[name] = value
+    else:
+        with torch.no_grad():
+            mine.copy_(value)
 
 
 def _is_registered(trainer: pl.Trainer, module: nn.Module) -> bool:

@@ -144,8 +144,8 @@ class KeyedSteps(pl.Callback):
         if len(found) > len(self._private):
             self._private = found
             self.on_inexact(
-                "a random generator was made in the first step, where no key reaches it; make it in "
-                "__init__"
+                "a random generator was made in the first step, where no key reaches it; "
+                "make it in __init__"
             )
 
     def _key_transfer(self, key: int) -> None:

@@ -1,8 +1,9 @@
 """Resume points: kill a training anywhere, and go on to the same bits.
 
-A point is taken as a batch begins, when the step before it is wholly done: validation, schedulers,
-averaging and loggers included. It holds weights, optimizers, loops and what Lightning leaves out
-(``callbacks/state.py``), and no generator state at all: the next batch is a function of its place.
+A point is taken between two batches, when the step before is wholly done: validation, schedulers,
+averaging and loggers included (``callbacks/boundary.py``). It holds weights, optimizers, loops and
+what Lightning leaves out (``state.py``, ``attributes.py``), and no generator state at all: the next
+batch is a function of its place.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 
+from medkit.callbacks import boundary
 from medkit.callbacks import state as extra
 from medkit.callbacks.attributes import ChangedAttributes
 from medkit.callbacks.logs import RunCSVLogger
+from medkit.callbacks.writer import Writer
 from medkit.record.checkpoints import (
     FINISHED,
     checkpoint_name,
@@ -35,7 +38,6 @@ from medkit.record.checkpoints import (
 _log = logging.getLogger(__name__)
 _KEY = "medkit"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_PROGRESS_KEYS = ("ready", "started", "processed")
 
 
 class TrainingInterrupted(SystemExit):
@@ -109,7 +111,7 @@ class ResumePoints(Checkpoint):
         self.resumed_at: tuple[int, int, int] | None = None
         self._resumed: dict[str, Any] | None = None
         self._changes: ChangedAttributes | None = None
-        self._writer = _Writer()
+        self._writer = Writer()
         self._copies = extra.HostCopies()
         self._last_step = 0
         self._last_time = 0.0
@@ -118,7 +120,8 @@ class ResumePoints(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     # passed over by Lightning, see KeyedSteps
-    on_train_batch_end = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
+    on_train_batch_start = on_train_batch_end = None  # type: ignore[assignment]
+    on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
     on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
 
     # ---- coming back -------------------------------------------------------------------------
@@ -131,13 +134,13 @@ class ResumePoints(Checkpoint):
             return
         saved = checkpoint[_KEY]
         self._compare(saved["identity"])
-        self._resumed = saved
+        self._resumed = saved | {"checkpoint": checkpoint}
         self.resumed_at = (saved["epoch"], saved["batch"], saved["step"])
         if saved["finished"]:
             trainer.should_stop = True  # an early stop left no other trace
             trainer.num_sanity_val_steps = 0  # it would wipe the metrics put back below
         else:
-            _enter_epoch_cleanly(trainer)
+            boundary.enter_epoch_cleanly(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember how the module began; bring a finished stage back."""
@@ -149,7 +152,7 @@ class ResumePoints(Checkpoint):
             self._resumed = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put back running metrics and attributes; begin to listen for signals."""
+        """Clean the folder; begin to watch the boundaries and to listen for signals."""
         self.folder.mkdir(parents=True, exist_ok=True)
         orphans = clean(self.folder) if trainer.is_global_zero else []
         if orphans:
@@ -158,13 +161,7 @@ class ResumePoints(Checkpoint):
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         self._batches, self._alone = 0, trainer.world_size == 1
         if self._resumed is not None:
-            rank_state = self._resumed["ranks"][trainer.global_rank]
-            self._restore_attributes(trainer, rank_state["changed"])
-            extra.restore_results(trainer, rank_state["results"])
-            extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
-            extra.restore_gradients(trainer, rank_state["gradients"])
-            rows = rank_state["log_rows"]
-            self._resumed = None
+            rows = self._resumed["ranks"][trainer.global_rank]["log_rows"]
         elif checkpoints(self.folder):
             raise FileExistsError(
                 f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go "
@@ -174,23 +171,39 @@ class ResumePoints(Checkpoint):
         if trainer.is_global_zero:
             for number, log in enumerate(_csv_logs(trainer)):
                 log.begin(rows[number] if number < len(rows) else 0)
+        boundary.watch(trainer, lambda: self._at_boundary(trainer))
         self.stop_signal = None
         if threading.current_thread() is threading.main_thread():
             # after Lightning's own handlers, which end a run with exit code 0
             self._handlers = {s: signal.signal(s, self._note_signal) for s in _SIGNALS}
 
+    def _put_back(self, trainer: pl.Trainer, resumed: dict[str, Any]) -> None:
+        """Put everything back that Lightning did not, after all hooks that begin a fit have run."""
+        mine = resumed["ranks"][trainer.global_rank]
+        changed = boundary.restore_weights(trainer, resumed["checkpoint"])
+        if changed:
+            _log.info("put %d values back that hooks had set as the fit began again", changed)
+        self._restore_attributes(trainer, mine["changed"])
+        boundary.restore_trainer(trainer, mine["trainer"])
+        extra.restore_results(trainer, mine["results"])
+        extra.restore_callback_metrics(trainer, mine["callback_metrics"])
+        extra.restore_gradients(trainer, mine["gradients"])
+
     # ---- taking points -----------------------------------------------------------------------
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def _at_boundary(self, trainer: pl.Trainer) -> None:
         """Take a point if one is due and no gradient is under way."""
+        if self._resumed is not None:
+            resumed, self._resumed = self._resumed, None
+            self._put_back(trainer, resumed)
         # Lightning holds this flag through the whole resumed epoch, and then leaves out the step
         # of a plateau scheduler at its end
         trainer.fit_loop._restarting = False
         if self._alone and self.stop_signal is None and not self._may_be_due():
             return
-        if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches:
+        batch_idx = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        by_itself = trainer.lightning_module.automatic_optimization
+        if by_itself and batch_idx % trainer.accumulate_grad_batches:
             return
         due, stop = self._agree(trainer, self._is_due(trainer), self.stop_signal is not None)
         if stop:
@@ -202,7 +215,7 @@ class ResumePoints(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the finished stage: a later resume loads it and trains nothing."""
         self._save(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready, finished=True)
-        self._restore_handlers()
+        self._let_go(trainer)
         if self.on_finished is not None:
             self.on_finished(trainer)
         if self.stop_signal is not None:
@@ -216,7 +229,7 @@ class ResumePoints(Checkpoint):
         A signal to the whole process group kills the loader's workers before the next boundary.
         The loss shows when a batch is asked for, and then the state is whole: it is saved.
         """
-        self._restore_handlers()
+        self._let_go(trainer)
         self._writer.join()
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         lost_worker = isinstance(exception, RuntimeError) and "DataLoader worker" in str(exception)
@@ -229,11 +242,13 @@ class ResumePoints(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for the disk."""
-        self._restore_handlers()
+        self._let_go(trainer)
         self._writer.join()
 
     def _restore_attributes(self, trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
-        for holder in ChangedAttributes.restore(trainer, saved):
+        if self._changes is None:
+            raise RuntimeError("on_fit_start must run before a point is put back. Use the Trainer.")
+        for holder in self._changes.restore(trainer, saved):
             self.on_inexact(
                 f"{holder} had changed when the resume point was taken, and is not there when the "
                 "fit begins again; make it in __init__"
@@ -308,11 +323,12 @@ class ResumePoints(Checkpoint):
         for loop in ("validate_loop", "test_loop", "predict_loop"):
             checkpoint["loops"][loop] = {}  # not running; two thirds of a small point's entries
         if not place["finished"]:
-            _settle_loops(checkpoint["loops"]["fit_loop"])
+            boundary.settle(checkpoint["loops"]["fit_loop"])
         if self._changes is None:
             raise RuntimeError("on_train_start must run before a point is saved. Use the Trainer.")
         mine = {
             "changed": self._changes.collect(trainer),
+            "trainer": boundary.collect_trainer(trainer),
             "results": extra.collect_results(trainer),
             "callback_metrics": extra.collect_callback_metrics(trainer),
             "gradients": extra.collect_gradients(trainer),
@@ -348,43 +364,11 @@ class ResumePoints(Checkpoint):
             signum,
         )
 
-    def _restore_handlers(self) -> None:
+    def _let_go(self, trainer: pl.Trainer) -> None:
+        boundary.unwatch(trainer)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
-
-
-class _Writer:
-    """One thread, one file at a time; an error there is raised in the training thread."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def idle(self) -> bool:
-        """Whether nothing is being written."""
-        return self._thread is None or not self._thread.is_alive()
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Begin to write; the writer must be idle."""
-        self.join()
-        self._thread = threading.Thread(target=self._run, args=(work,), name="medkit-resume-point")
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait for the file, and raise what went wrong with it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._error = error
 
 
 def describe_changes(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -404,33 +388,3 @@ def _csv_logs(trainer: pl.Trainer) -> list[RunCSVLogger]:
 
 def _name(signum: int) -> str:
     return signal.Signals(signum).name
-
-
-def _settle_loops(loops: dict[str, Any]) -> None:
-    """Write the loops' progress as it stands between two batches.
-
-    As a batch begins, Lightning has counted it as ready and knows whether it is the last; a resume
-    must find neither.
-    """
-    progress = loops["epoch_loop.batch_progress"]
-    for part in ("total", "current"):
-        for key in _PROGRESS_KEYS:
-            progress[part][key] = progress[part]["completed"]
-    progress["is_last_batch"] = False
-
-
-def _enter_epoch_cleanly(trainer: pl.Trainer) -> None:
-    """Let the epoch loop forget that it restarts as soon as it stands at the right batch.
-
-    A restarting epoch loop that finds validation due (it was done before the point was taken)
-    counts a step twice and skips the next validation.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    original = loop.reset
-
-    def reset_once() -> None:
-        original()
-        loop.reset = original  # type: ignore[method-assign]
-        loop.restarting = False
-
-    loop.reset = reset_once  # type: ignore[method-assign]

@@ -17,9 +17,12 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.connectors.logger_connector.result import (
+    _Metadata,
     _ResultCollection,
     _ResultMetric,
+    _Sync,
 )
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes})
@@ -87,35 +90,51 @@ def plain_or_none(value: Any, where: str) -> Any:
         return None
 
 
-class _ResumedResults(_ResultCollection):
-    """Epoch results that begin from saved sums.
-
-    Lightning makes an entry at the first ``self.log`` of its name; that is when the sum over the
-    batches before the resume is put in.
-    """
-
-    saved: dict[str, dict[str, Tensor]]
-
-    def __setitem__(self, key: str, metric: _ResultMetric) -> None:
-        for name, value in self.saved.pop(key, {}).items():
-            setattr(metric, name, value.to(metric.value.device))
-        super().__setitem__(key, metric)
+_META = (
+    *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph"),
+    *("add_dataloader_idx", "dataloader_idx", "metric_attribute"),
+)
+_SUMS = ("value", "cumulated_batch_size")
 
 
-def collect_results(trainer: pl.Trainer) -> dict[str, dict[str, Tensor]]:
-    """Return the running sums of what was logged so far in this training epoch."""
+def collect_results(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what was logged so far in this training epoch: running sums and how to go on."""
     saved = {}
     for key, metric in trainer.fit_loop.epoch_loop._results.items():
-        if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
-            names = ("value", "cumulated_batch_size")
-            saved[key] = {n: getattr(metric, n) for n in names if hasattr(metric, n)}
+        if metric.has_reset or metric.meta.sync._group is not None:
+            continue
+        sums = _SUMS if metric.is_tensor else ()  # a torchmetric's state is an attribute of it
+        saved[key] = {
+            "meta": {name: getattr(metric.meta, name) for name in _META},
+            "reduce": metric.meta.reduce_fx.__name__,
+            "sync": (metric.meta.sync._should, metric.meta.sync.rank_zero_only),
+            "sums": {name: getattr(metric, name) for name in sums if hasattr(metric, name)},
+            "last": metric._forward_cache,
+            "count": metric._update_count,
+        }
     return saved
 
 
-def restore_results(trainer: pl.Trainer, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Let this epoch's means go on from saved sums (Lightning starts them at zero)."""
-    results = _ResumedResults(training=True)
-    results.saved = {key: dict(values) for key, values in saved.items()}
+def restore_results(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
+    """Let this epoch's means go on from saved sums (Lightning starts them at zero).
+
+    What is logged at some batches only is there even if none of them comes after the resume.
+    """
+    module = trainer.lightning_module
+    results = _ResultCollection(training=True)
+    for key, entry in saved.items():
+        meta = _Metadata(**entry["meta"], reduce_fx=getattr(torch, entry["reduce"]))
+        should, rank_zero_only = entry["sync"]
+        fn = trainer.strategy.reduce
+        meta.sync = _Sync(_should=should, fn=fn, _group=None, rank_zero_only=rank_zero_only)
+        metric = _ResultMetric(meta, bool(entry["sums"]))
+        for name, value in entry["sums"].items():
+            setattr(metric, name, value)
+        if not entry["sums"]:
+            metric.value = module.get_submodule(entry["meta"]["metric_attribute"])
+        metric._forward_cache = entry["last"]
+        metric._update_count = entry["count"]
+        results[key] = metric.to(module.device)
     trainer.fit_loop.epoch_loop._results = results
 
 
@@ -130,10 +149,11 @@ def restore_callback_metrics(trainer: pl.Trainer, saved: Mapping[str, Tensor]) -
 
 
 def collect_gradients(trainer: pl.Trainer) -> dict[str, Tensor]:
-    """Return gradients under manual optimisation, which may gather them over batches."""
-    if trainer.lightning_module.automatic_optimization:
+    """Return gradients where the module, not Lightning, says when they are cleared."""
+    module = trainer.lightning_module
+    if module.automatic_optimization and not is_overridden("optimizer_zero_grad", module):
         return {}
-    named = trainer.lightning_module.named_parameters()
+    named = module.named_parameters()
     return {name: p.grad for name, p in named if p.grad is not None}
 
 
