@@ -113,7 +113,8 @@ def calibration(ax: Axes, y: ArrayLike, probs: Mapping[str, ArrayLike], *, bins:
         xlim=(-0.01, min(1.01, 1.05 * highest)),
         ylim=(-0.01, min(1.01, 1.05 * highest)),
     )
-    return _finish(ax, legend=True)
+    # what is calibrated runs along the diagonal: this corner is free
+    return _finish(ax, legend=True, loc="lower right")
 
 
 def missingness(
@@ -179,11 +180,11 @@ def _interval(metric: Metric) -> str:
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
 
 
-def _finish(ax: Axes, *, legend: bool) -> Axes:
+def _finish(ax: Axes, *, legend: bool, loc: str = "best") -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     ax.title.set_fontsize("medium")
     if legend:
-        ax.legend(frameon=False, fontsize="small")
+        ax.legend(frameon=False, fontsize="small", loc=loc)
     return ax
 
 

@@ -29,7 +29,13 @@ from medkit.record.ledger import Ledger
 from medkit.record.lock import RunLock
 from medkit.record.pseudonym import pseudonym
 from medkit.record.results import METRICS_NAME, Metric, write_metrics
-from medkit.surroundings import hardware_class, place_of, script_digest, script_name
+from medkit.surroundings import (
+    hardware_class,
+    place_of,
+    quiet_notebook,
+    script_digest,
+    script_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -294,6 +300,7 @@ def start_run(
                 lock.release()
             raise
     keys.set_run_seed(run.seed)
+    quiet_notebook()
     _listen(run)
     _active = run
     _log.info("run folder: %s", run.dir)

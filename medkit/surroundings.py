@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +71,16 @@ def script_digest() -> str:
         return ""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return sha256_file(file) if file and Path(file).exists() else ""
+
+
+def quiet_notebook() -> None:
+    """Keep out of a notebook what Lightning says of itself and what nobody there can mend."""
+    if "ipykernel" not in sys.modules:
+        return
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # hints, GPU available: False
+    for text in (
+        ".*LeafSpec.* is deprecated",
+        ".*does not have many workers",
+        ".*logging interval",
+    ):
+        warnings.filterwarnings("ignore", text)

@@ -110,7 +110,7 @@ def draw(
         metrics = found[:MAX_PANELS]
     widths = [1.6] + [1.0] * len(metrics)
     # not by pyplot, which would keep the figure and show it twice
-    figure = Figure(figsize=(2.9 * sum(widths), 2.9), layout="constrained")
+    figure = Figure(figsize=(2.4 * sum(widths), 2.6), layout="constrained")
     panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     _draw_loss(panels[0], history, loss_label)
     for panel, name, color in zip(panels[1:], metrics, cycle(COLORS[2:]), strict=False):
