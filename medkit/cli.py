@@ -227,7 +227,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from medkit.trainer_check import run_check
+    from medkit.check import run_check
 
     return run_check(args.module, args.data)
 
