@@ -20,6 +20,7 @@ from jupyter_core.utils import run_sync
 from medkit.jobs import watch
 
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included
+SHUTDOWN_WAIT_S = 30.0  # what runs at exit may have files to close; the default is 5
 _WATCH = f"__import__('runpy').run_path({watch.__file__!r})['watch_launcher']()"
 
 
@@ -54,6 +55,7 @@ class JobKernel:
             kernel_name="python3",
             connection_file=str(folder / "k.json"),
             transport="ipc" if self.sockets else "tcp",
+            shutdown_wait_time=SHUTDOWN_WAIT_S,
         )
         self.manager._kernel_spec = KernelSpec(
             argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],

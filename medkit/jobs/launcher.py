@@ -9,6 +9,7 @@ import signal
 import time
 import traceback
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from medkit.jobs import causes, watch
@@ -16,6 +17,7 @@ from medkit.jobs.control import GRACE_S, JobControl
 from medkit.jobs.ending import Ending, judge
 from medkit.jobs.plan import Plan, Request
 from medkit.jobs.progress import ProgressLine
+from medkit.record.files import read_json
 from medkit.record.folder import RunFolder, now
 from medkit.record.identity import code_digest, environment, git_commit
 from medkit.record.lock import RunLock
@@ -34,10 +36,10 @@ def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
     """
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     lock = RunLock(plan.run_dir)
-    lock.acquire(wait_s=LOCK_WAIT_S if plan.resuming else 1.0)
+    lock.acquire(wait_s=1.0 if _holder_lives(lock) else LOCK_WAIT_S)
     grace_s = float(os.environ.get("MEDKIT_GRACE_S", GRACE_S))
     control = JobControl(timeout_s=request.timeout_s, grace_s=grace_s)
-    watch.become_subreaper()  # what a killed kernel leaves behind is then ours to kill
+    watch.inherit_orphans(True)  # what a killed kernel leaves behind is then ours to kill
     try:
         with control.listening():
             _end_with_the_sweep()
@@ -46,8 +48,19 @@ def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
             _close_folder(folder, ending, control)
             _write_report(folder)
     finally:
+        watch.inherit_orphans(False)
         lock.release()
     return ending, folder
+
+
+def _holder_lives(lock: RunLock) -> bool:
+    """Whether the launcher that took the lock is alive, and waiting for it hence in vain."""
+    try:
+        holder = read_json(lock.path)
+        os.kill(holder["pid"], 0)
+    except (OSError, ValueError, KeyError):
+        return False
+    return holder["host"] == os.uname().nodename and holder["pid"] != os.getpid()
 
 
 def _end_with_the_sweep() -> None:
@@ -79,10 +92,17 @@ def _open_folder(plan: Plan, request: Request) -> RunFolder:
         reasons = [*recorded.get("inexact_reasons", []), *plan.differences]
         fields |= {"exact": False, "inexact_reasons": list(dict.fromkeys(reasons))}
     attempts = recorded.get("attempts", [])
-    for attempt in attempts:  # nobody was left to close this one
-        attempt["how"] = "killed" if attempt["how"] == "running" else attempt["how"]
+    for attempt in attempts:
+        if attempt["how"] == "running":  # nobody was left to close it
+            attempt |= {"how": "killed", "wall_s": _seconds_of_life(folder, attempt["start"])}
     folder.update(**fields, attempts=attempts, end=None)
     return folder
+
+
+def _seconds_of_life(folder: RunFolder, start: str) -> float:
+    """Return how long an attempt went on by its last sign of life, the youngest log."""
+    youngest = max((p.stat().st_mtime for p in (folder.path / "logs").rglob("*")), default=0.0)
+    return max(0.0, round(youngest - datetime.fromisoformat(start).timestamp(), 2))
 
 
 def _attempts(
@@ -139,7 +159,7 @@ def _attempt(
     )
     kills = causes.count_oom_kills()
     cells = [c for c in plan.notebook.cells if c.get("cell_type") == "code"]
-    with ProgressLine(logs / "progress.json", cells=len(cells) + 1) as line:
+    with ProgressLine(logs / "progress.json", cells=len(cells)) as line:
         try:
             result = execution.execute(job, control, on_cell=line.at_cell)
         except Exception as error:  # ours, not the notebook's: say so, and close the books

@@ -75,9 +75,9 @@ class ProgressLine:
         words = f"cell {self._cell}/{self._cells}"
         if state.get("stage"):
             words += f"  {state['stage']}"
-            if state.get("max_epochs"):
-                words += f"  epoch {int(state.get('epoch') or 0) + 1}/{state['max_epochs']}"
-            words += f"  batch {state.get('batch')}/{state.get('batches')}"
+            if state.get("message") != "done":
+                words += f"  epoch {int(state.get('epoch') or 0) + 1}/{state.get('max_epochs')}"
+                words += f"  batch {state.get('batch')}/{state.get('batches')}"
         return f"{words}  {state.get('message') or ''}".rstrip()
 
     def _draw(self, state: dict[str, Any]) -> None:

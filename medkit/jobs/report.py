@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,9 @@ def _cells(notebook: Path) -> tuple[str, str]:
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
-    exporter = HTMLExporter(template_name="basic", embed_images=True)
+    quiet = logging.getLogger(f"{__name__}.nbconvert")  # it misses alternative texts of figures
+    quiet.setLevel(logging.ERROR)
+    exporter = HTMLExporter(template_name="basic", embed_images=True, log=quiet)
     nb = nbformat.read(notebook, as_version=4)
     for cell in nb.cells:
         for out in cell.get("outputs", []):

@@ -53,9 +53,11 @@ def kill_tree(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def become_subreaper() -> bool:
-    """Inherit the orphans of one's own children, so that they can be found and killed."""
-    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def inherit_orphans(yes: bool) -> None:
+    """Become the parent of one's children's orphans, so that they can be found and killed."""
+    libc = _libc()
+    if libc is not None:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0)
 
 
 def wait_for_death(pid: int, *, every_s: float = 0.5) -> None:
@@ -130,8 +132,3 @@ def _tie_forked_children() -> None:
 
 def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def _prctl(option: int, value: int) -> bool:
-    libc = _libc()
-    return libc is not None and libc.prctl(option, value, 0, 0, 0) == 0
