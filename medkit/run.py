@@ -23,7 +23,7 @@ from medkit import keyed as keys
 from medkit.callbacks.resume import SettingsChangedError, TrainingInterrupted, describe_changes
 from medkit.record import identity as identities
 from medkit.record.checkpoints import newest_sound
-from medkit.record.files import read_json, sha256_text
+from medkit.record.files import read_json, safe_name, sha256_text
 from medkit.record.folder import RunFolder, now
 from medkit.record.ledger import Ledger
 from medkit.record.lock import RunLock
@@ -114,6 +114,7 @@ class Run:
         if path is None:
             if self.resumed:
                 _log.warning("stage %r has no sound resume point: it starts afresh", stage)
+                self.count_wasted(stage, from_step=0)
             self.ledger.cut_after(stage, -1)
             return None
         return str(path)
@@ -136,7 +137,7 @@ class Run:
         """Write ``predictions/<name>.parquet``: row pseudonym, site, y, score."""
         import pandas as pd
 
-        path = self.folder.subfolder("predictions") / f"{name}.parquet"
+        path = self.folder.subfolder("predictions") / f"{safe_name(name)}.parquet"
         table = pd.DataFrame(
             {
                 "row": [pseudonym(row) for row in row_ids],
@@ -150,7 +151,7 @@ class Run:
 
     def figure(self, figure: Figure, name: str) -> Path:
         """Write ``figures/<name>.png``."""
-        path = self.folder.subfolder("figures") / f"{name}.png"
+        path = self.folder.subfolder("figures") / f"{safe_name(name)}.png"
         figure.savefig(path, dpi=150, bbox_inches="tight")
         return path
 
@@ -187,8 +188,17 @@ class Run:
             ]
             content["weights_sha256"] = sha256_text("".join(lines))
 
+    def count_wasted(self, stage: str, *, from_step: int) -> None:
+        """Add the steps to the run's cost that an attempt trained after its last resume point."""
+        with self.folder.editing() as content:
+            if content.get("last_seen", {}).get("stage") == stage:
+                wasted = max(0, int(content.pop("last_seen")["step"]) - from_step)
+                cost = content.setdefault("cost", {})
+                cost["steps_wasted"] = cost.get("steps_wasted", 0) + wasted
+
     def stage_begun(self, stage: str) -> None:
         """Note that a stage is under way."""
+        safe_name(stage)
         with self.folder.editing() as content:
             content.setdefault("stages", {}).setdefault(stage, {"status": "running", "step": 0})
 
@@ -338,7 +348,7 @@ def _enter(run: Run) -> None:
     with folder.editing() as content:
         progress = run.dir / "logs" / "progress.json"
         if progress.exists():
-            content["last_step_seen"] = read_json(progress)["step"]
+            content["last_seen"] = {key: read_json(progress)[key] for key in ("stage", "step")}
         if not run.launched:
             attempts = content.setdefault("attempts", [])
             attempts.append({"start": now(), "end": None, "how": "resumed"})

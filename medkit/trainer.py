@@ -18,7 +18,8 @@ from pytorch_lightning.loggers import Logger
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
-from medkit.data.loader import KeyedLoader, PlaceBatch, keyed
+from medkit.data.fetching import PlaceBatch
+from medkit.data.loader import KeyedLoader, keyed
 from medkit.record.checkpoints import FINISHED
 from medkit.record.files import sha256_file
 from medkit.run import Run, start_run
@@ -88,7 +89,7 @@ def stable_trainer(
         settings=_settings(options, max_epochs),
     )
     for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.save_top_k == 1:
+        if isinstance(callback, ModelCheckpoint) and _names_each_once(callback, options):
             # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
             callback._enable_version_counter = False
     return pl.Trainer(
@@ -102,6 +103,15 @@ def stable_trainer(
         ],
         **options,
     )
+
+
+def _names_each_once(callback: ModelCheckpoint, options: Mapping[str, Any]) -> bool:
+    """Whether one fit never gives two of its best checkpoints the same name."""
+    name = callback.filename
+    if callback.save_top_k == 1 or name is None or "{step" in name:
+        return True
+    once_an_epoch = options.get("val_check_interval") in (None, 1.0)
+    return "{epoch" in name and once_an_epoch and callback._every_n_train_steps < 1
 
 
 _REFUSED: dict[str, tuple[Any, str]] = {
@@ -135,20 +145,18 @@ class _RunPoints(ResumePoints):
             return
         step = self.resumed_at[2]
         self.run.ledger.cut_after(self.name, step)
-        with self.run.folder.editing() as content:
-            seen = content.pop("last_step_seen", None)
-            wasted = max(0, (seen or step) - step)
-            cost = content.setdefault("cost", {})
-            cost["steps_wasted"] = cost.get("steps_wasted", 0) + wasted
+        self.run.count_wasted(self.name, from_step=step)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse to fit a finished stage again; note a stage that was loaded."""
         loaded = self._resumed is not None and self._resumed["finished"]
+        saved_step = self.resumed_at[2] if self.resumed_at is not None else 0
         if not loaded and (self.folder / FINISHED).exists() and self._resumed is None:
             self.run.resume(self.name)  # raises for a stage finished in this process
         super().on_fit_start(trainer, pl_module)
         if loaded and trainer.is_global_zero:
-            self.run._finished_here.add(self.name)
+            # a kill may have come before it was noted; the loops are not restored yet
+            self._note_done(trainer, step=saved_step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare module, data and batches with those of the resume point."""
@@ -162,8 +170,11 @@ class _RunPoints(ResumePoints):
         """Write the finished stage and what its weights are."""
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
-            digest = weights_digest(trainer.lightning_module.state_dict())
-            self.run.stage_done(self.name, step=trainer.global_step, weights_sha256=digest)
+            self._note_done(trainer, step=trainer.global_step)
+
+    def _note_done(self, trainer: pl.Trainer, *, step: int) -> None:
+        digest = weights_digest(trainer.lightning_module.state_dict())
+        self.run.stage_done(self.name, step=step, weights_sha256=digest)
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -204,6 +215,10 @@ def _fingerprint(trainer: pl.Trainer) -> dict[str, Any]:
     combined = trainer.fit_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     keyed_ones = [loader for loader in loaders if isinstance(loader, KeyedLoader)]
+    if getattr(
+        trainer, "reload_dataloaders_every_n_epochs", 0
+    ):  # made to differ from epoch to epoch
+        return {"module_sha256": _source_digest(type(trainer.lightning_module))}
     return {
         "batches": trainer.num_training_batches,
         "rows": [len(loader.dataset) for loader in keyed_ones],  # type: ignore[arg-type]

@@ -59,6 +59,8 @@ _NOT_HELPERS: tuple[Any, ...] = (
     *(type, types.ModuleType, types.FunctionType, types.MethodType, random.Random),
     *(Tensor, np.ndarray),
 )
+# kept and stepped by hand
+_STATEFUL = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 _DEEPEST = 4
 _MOST = 500
 
@@ -236,8 +238,8 @@ def unpack(packed: Any, like: Any = None, device: torch.device | str = "cpu") ->
 def _untag(tag: str, packed: tuple[Any, ...], like: Any, device: torch.device | str) -> Any:
     if tag == "device":
         return packed[1].to(device)
-    if tag == "module":
-        if isinstance(like, nn.Module):
+    if tag in {"module", "stateful"}:
+        if hasattr(like, "load_state_dict"):
             like.load_state_dict(unpack(packed[1], None, device))
         return like
     if tag == "array":
@@ -273,6 +275,10 @@ def _packed(
         if name in skip or isinstance(value, nn.Parameter):
             continue
         try:
+            if isinstance(value, _STATEFUL):
+                if not _is_trainers(trainer, value):
+                    found[name] = (f"{_TAG}stateful", pack(value.state_dict(), freeze))
+                continue
             if isinstance(value, nn.Module):  # a shadow of the net, which no checkpoint holds
                 if not isinstance(holder, nn.Module) and not _is_registered(trainer, value):
                     found[name] = (f"{_TAG}module", pack(dict(value.state_dict()), freeze))
@@ -294,6 +300,12 @@ def _set_buffer(holder: Any, name: str, value: Tensor | None) -> None:
     else:
         with torch.no_grad():
             mine.copy_(value)
+
+
+def _is_trainers(trainer: pl.Trainer, value: object) -> bool:
+    """Whether Lightning saves this optimizer or scheduler itself."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return any(value is one for one in (*trainer.optimizers, *schedulers))
 
 
 def _is_registered(trainer: pl.Trainer, module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import StochasticWeightAveraging, Timer
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from medkit import keyed as keys
@@ -22,6 +22,11 @@ _TRANSFER_HOOKS = (
     "transfer_batch_to_device",
     "on_after_batch_transfer",
 )
+_INEXACT_CALLBACKS: dict[type[pl.Callback], str] = {
+    Timer: "max_time ends the fit by wall time, which does not repeat",
+    StochasticWeightAveraging: "StochasticWeightAveraging swaps schedulers as an epoch begins, "
+    "and not on a resume; EMAWeightAveraging and WeightAveraging resume exactly",
+}
 
 
 class KeyedSteps(pl.Callback):
@@ -70,8 +75,9 @@ class KeyedSteps(pl.Callback):
         self._adopt_loaders(trainer)
         if getattr(trainer, "_val_check_time_interval", None) is not None:
             self.on_inexact("validation by wall time (val_check_interval) does not repeat")
-        if any(isinstance(callback, Timer) for callback in _callbacks(trainer)):
-            self.on_inexact("max_time ends the fit by wall time, which does not repeat")
+        for kind, reason in _INEXACT_CALLBACKS.items():
+            if any(isinstance(callback, kind) for callback in _callbacks(trainer)):
+                self.on_inexact(reason)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Key what is drawn once an epoch."""
