@@ -292,9 +292,13 @@ def test_a_refused_parameter_writes_nothing(make, medkit, tmp_path: Path) -> Non
 
 def test_a_full_disk_under_the_notebook_is_named_as_the_cause(make, medkit) -> None:
     make(
-        "import resource, signal\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))\n"
-        "with open(run_dir + '/big', 'wb') as f: f.write(b'0' * 10_000)"
+        "import resource\n"
+        "free = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, free[1]))\n"
+        "try:\n"
+        "    with open(run_dir + '/big', 'wb') as f: f.write(b'0' * 10_000)\n"
+        "finally:\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, free)"
     )
     failed = medkit("run", "job.ipynb")
     assert failed.code == 1
