@@ -32,7 +32,9 @@ from medkit.record.checkpoints import (
     checkpoints,
     clean,
     commit,
+    is_sound,
     prune,
+    set_aside,
 )
 
 _log = logging.getLogger(__name__)
@@ -162,13 +164,8 @@ class ResumePoints(Checkpoint):
         self._batches, self._alone = 0, trainer.world_size == 1
         if self._resumed is not None:
             rows = self._resumed["ranks"][trainer.global_rank]["log_rows"]
-        elif checkpoints(self.folder):
-            raise FileExistsError(
-                f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go "
-                "on from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new "
-                "run."
-            )
         if trainer.is_global_zero:
+            self._set_later_points_aside()
             for number, log in enumerate(_csv_logs(trainer)):
                 log.begin(rows[number] if number < len(rows) else 0)
         boundary.watch(trainer, lambda: self._at_boundary(trainer))
@@ -176,6 +173,20 @@ class ResumePoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             # after Lightning's own handlers, which end a run with exit code 0
             self._handlers = {s: signal.signal(s, self._note_signal) for s in _SIGNALS}
+
+    def _set_later_points_aside(self) -> None:
+        """Those passed over as damaged would be taken for the newest, and kept for sound ones."""
+        there = checkpoints(self.folder)
+        if self.resumed_at is None and any(is_sound(path) for path in there):
+            raise FileExistsError(
+                f"a new fit must begin in an empty folder, {self.folder} holds resume points. Go "
+                "on from them with trainer.fit(..., ckpt_path=run.resume(stage)), or start a new "
+                "run."
+            )
+        own = checkpoint_name(*self.resumed_at[:2]) if self.resumed_at is not None else ""
+        for path in there:
+            if path.name == FINISHED or path.name > own:
+                _log.warning("%s was not resumed from: set aside as %s", path, set_aside(path).name)
 
     def _put_back(self, trainer: pl.Trainer, resumed: dict[str, Any]) -> None:
         """Put everything back that Lightning did not, after all hooks that begin a fit have run."""

@@ -13,6 +13,11 @@ from medkit.record.files import sha256_file, sync_folder, write_text
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"resume-e(\d+)-b(\d+)\.ckpt|finished\.ckpt")
 FINISHED = "finished.ckpt"
+PASSED_OVER = ".passed-over"
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 def checkpoint_name(epoch: int, batch: int) -> str:
@@ -40,8 +45,14 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(handle.fileno())
         write_text(digest_path(path), sha256_file(temp) + "\n")
         temp.replace(path)
-    except OSError:
-        temp.unlink(missing_ok=True)
+    except BaseException as error:
+        temp.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
+        if isinstance(error, OSError | RuntimeError):  # torch raises the latter
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointWriteError(
+                f"a resume point must be written, but {path} could not be: {reason}. The points "
+                "before it are intact: make room or make the folder writable, and run again."
+            ) from error
         raise
     sync_folder(path.parent)
 
@@ -71,11 +82,21 @@ def newest_sound(folder: Path, on_damaged: Callable[[Path], None] | None = None)
     return None
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint that is not to be resumed from, so that it counts no more."""
+    aside = path.with_name(path.name + PASSED_OVER)
+    path.replace(aside)
+    digest_path(path).unlink(missing_ok=True)
+    return aside
+
+
 def prune(folder: Path, keep: int) -> None:
     """Keep the last ``keep`` checkpoints; a finished one makes the others needless."""
     found = checkpoints(folder)
     if found and found[-1].name == FINISHED:
         keep = 1
+        for path in folder.glob(f"*{PASSED_OVER}"):
+            path.unlink(missing_ok=True)
     for path in found[:-keep]:
         path.unlink(missing_ok=True)
         digest_path(path).unlink(missing_ok=True)
