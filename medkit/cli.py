@@ -122,8 +122,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, or with this notebook's newest unfinished run "
-        "with the same parameters",
+        help="go on with the run in --out (begin it where the folder is empty), or with this "
+        "notebook's newest unfinished run with the same parameters",
     )
     parser.add_argument(
         "--allow-inexact",

@@ -36,6 +36,7 @@ class JobManager(NotebookExecutionManager):
     def __init__(self, nb: NotebookNode, **options: Any) -> None:
         super().__init__(nb, **options)
         self.finished = False
+        self.save_error: OSError | None = None
         self.before_save: Callable[[], None] = lambda: None
         self.on_cell: Callable[[int], None] = lambda index: None
 
@@ -45,8 +46,11 @@ class JobManager(NotebookExecutionManager):
         if self.output_path:
             try:
                 write_text(self.output_path, nbformat.writes(self.nb) + "\n")
+                self.save_error = None
             except OSError as error:
-                log.warning("the notebook could not be saved, going on: %s", error)
+                if self.save_error is None:  # said once, not at every cell
+                    log.warning("the notebook could not be saved, going on: %s", error)
+                self.save_error = error
         self.last_save_time = self.now()
 
     def cell_start(self, cell: NotebookNode, cell_index: int | None = None, **kwargs: Any) -> None:
@@ -63,6 +67,8 @@ class JobManager(NotebookExecutionManager):
         if not self.finished:
             about["exception"] = True
         self.save()
+        if self.finished and self.save_error is not None:
+            raise self.save_error  # all cells have run, but what they said is not kept
 
 
 class JobClient(PapermillNotebookClient):

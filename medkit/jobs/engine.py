@@ -27,7 +27,7 @@ _quiet.setLevel(logging.CRITICAL + 1)
 
 
 class JobEngine(NBClientEngine):
-    """The engine ``medkit``: ``papermill --engine medkit`` and the launcher use it alike."""
+    """The engine that papermill knows as ``medkit`` once this module is imported."""
 
     @classmethod
     def execute_notebook(
@@ -69,7 +69,7 @@ class JobEngine(NBClientEngine):
         pass_fds: tuple[int, ...] = (),
         kernel_log: IO[bytes] | None = None,
         output_log: IO[str] | None = None,
-        start_timeout: int = 120,
+        start_timeout: int = 300,
         execution_timeout: int | None = None,
         **kwargs: Any,
     ) -> None:

@@ -77,7 +77,10 @@ class JobKernel:
         environment = environment | {
             "MEDKIT_LAUNCHER_PID": str(os.getpid()),
             "MEDKIT_SOCKETS": str(self._folder),
+            # a job must not depend on start-up files in somebody's home
+            "IPYTHONDIR": str(self._folder / "ipython"),
         }
+        environment.pop("PYTHONSTARTUP", None)
         run_sync(self.manager.start_kernel)(
             cwd=str(cwd),
             env=environment,

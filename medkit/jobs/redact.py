@@ -33,6 +33,7 @@ _SECRET_VALUE = re.compile(
     r"|(?i:bearer)\s+[A-Za-z0-9._~+/=-]{16,}"
     r"|(?<=://)[^\s/:@]+:[^\s/:@]{3,}(?=@)"  # user:password@ in a URL
 )
+_SECRET_VARIABLE = re.compile(_SECRET_NAME.pattern + r"|_key$", re.IGNORECASE)
 MIN_SECRET = 8  # a shorter value would blot out innocent words
 
 
@@ -57,7 +58,7 @@ class Redactor:
         values = {
             value
             for name, value in environment.items()
-            if _SECRET_NAME.search(name) and len(value) >= MIN_SECRET
+            if _SECRET_VARIABLE.search(name) and len(value) >= MIN_SECRET
         }
         longest_first = sorted(values, key=lambda value: (-len(value), value))
         self._known = re.compile("|".join(map(re.escape, longest_first))) if values else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import signal
 from pathlib import Path
 
+import papermill
 import pytest
+from nbclient.exceptions import CellTimeoutError
 
-from medkit.jobs import launcher
+from medkit.jobs import client, engine, launcher
 from medkit.record.lock import RunLock
+from tests.jobs.conftest import Outcome
 
 METRICS = """
 from medkit.record.results import Metric, write_metrics
@@ -276,7 +280,8 @@ def test_an_out_that_names_no_folder_is_refused(make, medkit, out: str) -> None:
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(make, medkit, tmp_path: Path) -> None:
     make("1")
-    said = medkit("run", "job.ipynb", "-p", "seed", "3", "--device", "cpu", "--dry-run")
+    options = ("--device", "cpu", "--resume", "--dry-run")  # --resume begins what is not there yet
+    said = medkit("run", "job.ipynb", "-p", "seed", "3", *options)
     assert said.code == 0
     assert "seed = 3\n" in said.out
     assert "lr = 0.001  (default)" in said.out
@@ -324,6 +329,52 @@ def test_a_full_disk_under_the_launcher_is_said_and_leaves_run_json_whole(
     assert "could not be written" in failed.err
     assert "the disk is full" in failed.err
     assert failed.run["status"] == "running"  # whole, and read as killed: nobody holds the lock
+
+
+def test_a_notebook_that_can_not_be_kept_is_no_success(
+    make, medkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(client, "write_text", full)
+    make("1")
+    failed = medkit("run", "job.ipynb")
+    assert failed.code == 1
+    assert failed.run["status"] == "failed"
+    assert "likely cause: the disk is full" in failed.err
+
+
+def test_start_up_files_in_a_home_do_not_reach_a_job(
+    make, medkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00.py").write_text("seed_of_evil = 1")
+    (tmp_path / "rc.py").write_text("seed_of_evil = 2")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "rc.py"))
+    make("print('seed_of_evil' in globals())")
+    assert "False" in medkit("run", "job.ipynb").printed
+
+
+def test_papermill_can_use_the_engine_and_a_cell_timeout_is_told_as_it_is(
+    make, tmp_path: Path
+) -> None:
+    path = make("1", "import time; time.sleep(60)", "2")
+    with pytest.raises(CellTimeoutError):
+        papermill.execute_notebook(
+            path,
+            tmp_path / "out.ipynb",
+            engine_name=engine.ENGINE_NAME,
+            kernel_name="python3",
+            language="python",
+            execution_timeout=1,
+        )
+    late = Outcome(1, "", "", tmp_path)
+    (tmp_path / "out.ipynb").rename(tmp_path / "notebook.ipynb")
+    assert late.cell_states == ["completed", "failed", "pending"]
+    assert late.notebook.metadata.papermill.exception is True
 
 
 def test_what_a_kernel_leaves_behind_dies_with_it(make, medkit) -> None:

@@ -56,7 +56,8 @@ def test_a_log_keeps_every_finished_line() -> None:
 
 
 def test_values_of_secret_variables_and_telltale_shapes_are_blotted_out() -> None:
-    clean = Redactor({"HUB_TOKEN": "s3cret-value", "HOME": "/home/me", "PW_TOKEN": "x"}).clean
-    assert clean("token s3cret-value in /home/me x") == f"token {BLOT} in /home/me x"
+    variables = {"HUB_TOKEN": "s3cret-value", "A_KEY": "0123456789", "HOME": "/home/me"}
+    clean = Redactor(variables | {"SHORT_TOKEN": "x"}).clean
+    assert clean("s3cret-value 0123456789 /home/me x") == f"{BLOT} {BLOT} /home/me x"
     assert clean("AKIA" + "A1" * 8) == BLOT
     assert clean("sk-learn and token") == "sk-learn and token"

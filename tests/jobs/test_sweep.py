@@ -201,20 +201,28 @@ def test_a_failed_run_is_shown_and_the_same_command_goes_on(make, medkit, tmp_pa
     assert "started otherwise: lr was None, is 0.5" in refused.err
 
 
-def test_a_killed_sweep_takes_its_runs_with_it(make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_stopped_sweep_takes_its_runs_with_it(
+    make, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     make("import time\nopen(run_dir + '/up', 'w').close()\ntime.sleep(300)")
     sweep = subprocess.Popen(
         [sys.executable, "-m", "medkit.cli", "sweep", "job.ipynb", "--seeds", "1", "--out", "out"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     run = RunFolder(tmp_path / "out" / "all" / "s0")
     wait_for((run.path / "up").exists)
-    sweep.send_signal(signal.SIGKILL)
-    sweep.wait()
+    sweep.send_signal(number)
+    assert sweep.wait(60) == code
     wait_for(lambda: run.status == "interrupted")
-    assert run.read()["interrupted_by"] == "SIGTERM"
+    by = "SIGTERM" if number == signal.SIGKILL else number.name
+    assert run.read()["interrupted_by"] == by
 
 
 def wait_for(condition, seconds: float = 60) -> None:
