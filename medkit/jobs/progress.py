@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -72,7 +73,7 @@ class ProgressLine:
         return {} if old else state
 
     def _words(self, state: dict[str, Any]) -> str:
-        words = f"cell {self._cell}/{self._cells}"
+        words = f"cell {self._cell}/{self._cells}" if self._cell else "starting"
         if state.get("stage"):
             words += f"  {state['stage']}"
             if state.get("message") != "done":
@@ -82,16 +83,24 @@ class ProgressLine:
 
     def _draw(self, state: dict[str, Any]) -> None:
         batches, epochs = int(state.get("batches") or 0), int(state.get("max_epochs") or 0)
-        total = batches * epochs or self._cells
-        done = self._cell - 1
-        if batches * epochs:
+        fitting = batches * epochs > 0 and state.get("message") != "done"
+        total, done = self._cells, self._cell - 1
+        if fitting:
+            total = batches * epochs
             done = int(state.get("epoch") or 0) * batches + int(state.get("batch") or 0)
+        columns, lines = shutil.get_terminal_size()  # 80 x 24 where a terminal says 0 x 0
         if self._bar is None:
             self._bar = tqdm(
-                total=total, file=self._stream, dynamic_ncols=True, leave=False, bar_format=_FORMAT
+                total=total,
+                file=self._stream,
+                leave=False,
+                bar_format=_FORMAT,
+                ncols=columns,
+                nrows=lines,
             )
         if self._bar.total != total:
             self._bar.reset(total=total)
+        self._bar.ncols = columns
         self._bar.n = max(0, min(done, total))
         self._bar.set_description_str(self._words(state), refresh=False)
         self._bar.refresh()
