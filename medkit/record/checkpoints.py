@@ -66,7 +66,8 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_sound(path: Path) -> bool:
     """Whether a checkpoint's bytes are those that were written."""
     try:
-        return digest_path(path).read_text().strip() == sha256_file(path)
+        # as bytes: a flipped bit need not leave text
+        return digest_path(path).read_bytes().strip() == sha256_file(path).encode()
     except OSError:
         return False
 
