@@ -331,7 +331,9 @@ def _enter(run: Run) -> None:
         "hardware_class": hardware_class(),
     }
     if not folder.exists():
-        RunFolder.create(run.dir, **fresh, notebook=script_name(), command=list(sys.argv))
+        RunFolder.create(
+            run.dir, **fresh, notebook=script_name(), command=[str(word) for word in sys.argv]
+        )
     elif not run.launched and folder.read().get("status") == "done":
         raise FileExistsError(
             f"{run.dir} holds a finished run. Choose another folder for a new one, or read its "
