@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from medkit.record.files import write_text
 
@@ -47,8 +47,9 @@ class Ledger:
             "action": action,
             "detail": detail,
         }
-        with self.path.open("a") as handle:
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+        with self.path.open("a+b") as handle:
+            _drop_torn_end(handle)
+            handle.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
             handle.flush()
             os.fsync(handle.fileno())
 
@@ -84,3 +85,12 @@ class Ledger:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
             write_text(self.path, text)
         return len(rows) - len(kept)
+
+
+def _drop_torn_end(handle: BinaryIO) -> None:
+    """Cut a last line that a kill or a full disk tore: the next one would be glued to it."""
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, size - 1))
+    if handle.read(1) not in {b"", b"\n"}:
+        handle.seek(0)
+        handle.truncate(handle.read().rfind(b"\n") + 1)

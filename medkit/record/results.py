@@ -60,8 +60,8 @@ def write_metrics(path: Path | str, metrics: Mapping[str, Metric | float]) -> No
             )
         row = asdict(metric if isinstance(metric, Metric) else Metric(float(metric)))
         table[name] = {
-            key: None if isinstance(v, float) and not math.isfinite(v) else _plain(v)
-            for key, v in row.items()
+            key: None if isinstance(plain, float) and not math.isfinite(plain) else plain
+            for key, plain in ((key, _plain(v)) for key, v in row.items())
         }
     write_json(path, table)
 

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medkit.record.ledger import Ledger
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.jsonl")
+
+
+def test_there_is_nothing_in_a_ledger_that_was_never_written(ledger: Ledger) -> None:
+    assert ledger.read() == []
+
+
+def test_a_line_comes_back_with_the_keys_that_are_promised(ledger: Ledger) -> None:
+    ledger.append("spike", action="skipped", stage="fit", epoch=1, batch=2, step=3, rows=[7, "a1"])
+    [row] = ledger.read()
+    assert row.pop("time").endswith("+00:00")
+    assert row == {
+        "stage": "fit",
+        "epoch": 1,
+        "batch": 2,
+        "step": 3,
+        "event": "spike",
+        "rows": [7, "a1"],
+        "action": "skipped",
+        "detail": "",
+    }
+
+
+def steps(ledger: Ledger) -> list[tuple[str, int | None]]:
+    return [(row["stage"], row["step"]) for row in ledger.read()]
+
+
+@pytest.fixture
+def filled(ledger: Ledger) -> Ledger:
+    for stage, step in [("pretrain", 9), ("fit", 3), ("fit", None), ("fit", 4), ("fit", 5)]:
+        ledger.append("spike", action="skipped", stage=stage, step=step)
+    return ledger
+
+
+def test_what_a_stage_wrote_after_its_resume_point_is_cut(filled: Ledger) -> None:
+    assert filled.cut_after("fit", 4) == 1
+    assert steps(filled) == [("pretrain", 9), ("fit", 3), ("fit", None), ("fit", 4)]
+
+
+def test_a_stage_that_starts_afresh_loses_all_its_steps_and_no_other_does(filled: Ledger) -> None:
+    assert filled.cut_after("fit", -1) == 3
+    assert steps(filled) == [("pretrain", 9), ("fit", None)]
+
+
+def test_cutting_nothing_leaves_the_file_as_it_is(filled: Ledger) -> None:
+    before = filled.path.read_bytes()
+    assert filled.cut_after("fit", 5) == 0
+    assert filled.path.read_bytes() == before
+
+
+def test_a_last_line_torn_by_a_kill_is_left_out(filled: Ledger) -> None:
+    whole = filled.path.read_bytes()
+    filled.path.write_bytes(whole[:-20])
+    assert steps(filled) == [("pretrain", 9), ("fit", 3), ("fit", None), ("fit", 4)]
+
+
+def test_a_line_written_after_a_torn_one_is_not_lost(filled: Ledger) -> None:
+    filled.path.write_bytes(filled.path.read_bytes()[:-20])
+    filled.append("spike", action="skipped", stage="fit", step=6)
+    assert steps(filled)[-1] == ("fit", 6)
+
+
+def test_damage_inside_is_an_error_that_names_the_line(filled: Ledger) -> None:
+    lines = filled.path.read_text().splitlines(keepends=True)
+    filled.path.write_text("".join([lines[0], "{torn\n", *lines[2:]]))
+    with pytest.raises(ValueError, match=r"ledger\.jsonl line 2 must be JSON.*restore it"):
+        filled.read()
