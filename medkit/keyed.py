@@ -42,8 +42,8 @@ def seed_of(seed: int, purpose: str, *place: Place) -> int:
     """
     whole = (seed, purpose, *place)
     for part in whole:
-        if type(part) not in _EXACT:  # a NumPy integer, say, whose repr may change
-            whole = tuple(p if isinstance(p, str) else int(p) for p in whole)
+        if type(part) not in _EXACT:  # a NumPy scalar, say, whose repr may change
+            whole = tuple(str(p) if isinstance(p, str) else int(p) for p in whole)
             break
     digest = hashlib.blake2b(repr(whole).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
