@@ -216,11 +216,11 @@ class ResumePoints(Checkpoint):
         by_itself = trainer.lightning_module.automatic_optimization
         if by_itself and batch_idx % trainer.accumulate_grad_batches:
             return
-        due, stop = self._agree(trainer, self._is_due(trainer), self.stop_signal is not None)
+        due, stop = self._agree(trainer)
         if stop:
             self._save(trainer, batch_idx, wait=True)
             self._stop(trainer, batch_idx)
-        elif due and self._writer.idle():
+        elif due:
             self._save(trainer, batch_idx, wait=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -292,13 +292,15 @@ class ResumePoints(Checkpoint):
         by_time = self.every_s is not None and time.monotonic() - self._last_time >= self.every_s
         return by_count or by_time
 
-    def _agree(self, trainer: pl.Trainer, due: bool, stop: bool) -> tuple[bool, bool]:
-        """Let all processes do the same: what one wants, all do."""
-        if trainer.world_size == 1:
-            return due, stop
-        wishes = torch.tensor([due, stop], dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
-        return bool(wishes[0]), bool(wishes[1])
+    def _agree(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """Return whether to take a point and whether to stop; all processes do the same."""
+        wishes = [self._is_due(trainer), self.stop_signal is not None, not self._writer.idle()]
+        if trainer.world_size > 1:  # what one wants, all do; only the first of them writes
+            votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+            wishes = [bool(vote) for vote in votes]
+        due, stop, busy = wishes
+        return due and not busy, stop
 
     def _save(
         self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
