@@ -201,6 +201,7 @@ class Run:
         safe_name(stage)
         with self.folder.editing() as content:
             content.setdefault("stages", {}).setdefault(stage, {"status": "running", "step": 0})
+            content["interrupted_by"] = None  # whoever pressed Stop has gone on
 
     def note_signal(self, name: str) -> None:
         """Note which signal ended this attempt, for whoever started the job."""
