@@ -17,6 +17,8 @@ from medkit.jobs import client, engine, launcher
 from medkit.record.lock import RunLock
 from tests.jobs.conftest import Outcome
 
+# not one long sleep: a signal that comes just before it begins would be handled after it
+WAIT = "for _ in range(600): time.sleep(0.1)"
 METRICS = """
 from medkit.record.results import Metric, write_metrics
 write_metrics(run_dir + "/metrics.json", {
@@ -143,8 +145,7 @@ def test_a_signal_reaches_the_kernel_which_may_save_before_it_ends(
         "    print('saved on', signum, flush=True)\n"
         "    raise SystemExit(1)\n"
         f"signal.signal({int(number)}, save)\n"
-        f"os.kill(os.getppid(), {int(number)})\n"
-        "time.sleep(60)",
+        f"os.kill(os.getppid(), {int(number)})\n{WAIT}",
         "print('never')",
     )
     stopped = medkit("run", "job.ipynb")
@@ -158,7 +159,7 @@ def test_a_signal_reaches_the_kernel_which_may_save_before_it_ends(
 def test_a_notebook_that_swallows_ctrl_c_is_stopped_before_its_next_cell(make, medkit) -> None:
     make(
         "import os, signal, time\n"
-        "try:\n    os.kill(os.getppid(), signal.SIGINT); time.sleep(60)\n"
+        f"try:\n    os.kill(os.getppid(), signal.SIGINT)\n    {WAIT}\n"
         "except KeyboardInterrupt:\n    print('swallowed')",
         "print('never')",
     )
@@ -173,7 +174,7 @@ def test_a_kernel_that_does_not_listen_is_killed_when_grace_is_over(
     monkeypatch.setenv("MEDKIT_GRACE_S", "0.5")
     make(
         "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+        f"os.kill(os.getppid(), signal.SIGTERM)\n{WAIT}"
     )
     stopped = medkit("run", "job.ipynb")
     assert stopped.code == 143
@@ -182,7 +183,7 @@ def test_a_kernel_that_does_not_listen_is_killed_when_grace_is_over(
 
 def test_the_time_limit_ends_a_job_with_124(make, medkit) -> None:
     make(
-        "import time\nfor _ in range(600):\n    time.sleep(0.1)",
+        f"import time\n{WAIT}",
         "print('never')",
     )
     late = medkit("run", "job.ipynb", "--timeout", "3")
