@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,29 @@ def quiet(tmp_path: Path) -> dict[str, Any]:
         "enable_model_summary": False,
         "default_root_dir": str(tmp_path),
     }
+
+
+@pytest.fixture
+def _as_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the run a test started, and undo what ``start_run`` sets for the whole process."""
+    import torch
+
+    from medkit import keyed, run
+
+    for name in ("MEDKIT_RUN_DIR", "MEDKIT_LAUNCHER_PID", "MEDKIT_ALLOW_INEXACT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # so that it is put back even where it was not there
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(keyed, "_run_seed", None)
+    threads, globals_were = torch.get_num_threads(), keyed.get_globals()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    if run._active is not None:
+        run._active.finish()
+        run._active = None
+    torch.set_num_threads(threads)
+    keyed.restore_globals(globals_were)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
