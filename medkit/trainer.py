@@ -27,6 +27,7 @@ from medkit.run import Run, start_run
 __all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
 
 _LOGGERS = {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger", "wandb": "WandbLogger"}
+_PACKAGES = {"tensorboard": "'medkit[tensorboard]'"}
 
 
 def stable_trainer(
@@ -86,13 +87,12 @@ def stable_trainer(
         every_n_steps=checkpoint_every_n_steps,
         every_s=checkpoint_every_s,
         keep=keep_checkpoints,
-        settings=_settings(options, max_epochs),
     )
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and _names_each_once(callback, options):
             # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
             callback._enable_version_counter = False
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
         callbacks=[
@@ -103,6 +103,8 @@ def stable_trainer(
         ],
         **options,
     )
+    points.identity = _settings(trainer, options["deterministic"])
+    return trainer
 
 
 def _names_each_once(callback: ModelCheckpoint, options: Mapping[str, Any]) -> bool:
@@ -124,13 +126,12 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 class _RunPoints(ResumePoints):
     """Resume points that report to their run."""
 
-    def __init__(self, run: Run, name: str, *, settings: dict[str, Any], **options: Any) -> None:
+    def __init__(self, run: Run, name: str, **options: Any) -> None:
         super().__init__(
             run.folder.stage_dir(name),
             on_changed=run.changed,
             on_signal=run.note_signal,
             on_inexact=run.mark_inexact,
-            identity=settings,
             **options,
         )
         self.run = run
@@ -187,26 +188,20 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _settings(options: Mapping[str, Any], max_epochs: int) -> dict[str, Any]:
-    """Return the Trainer arguments that change a result, as plain values."""
+def _settings(trainer: pl.Trainer, deterministic: object) -> dict[str, Any]:
+    """Return what of the Trainer changes a result, as plain values; a default counts as given."""
     names = [
-        "precision",
-        "accumulate_grad_batches",
-        "gradient_clip_val",
-        "gradient_clip_algorithm",
-        "max_steps",
-        "limit_train_batches",
-        "devices",
-        "num_nodes",
-        "deterministic",
-        "val_check_interval",
-        "check_val_every_n_epoch",
-        "overfit_batches",
+        *("max_epochs", "max_steps", "min_epochs", "min_steps", "precision", "num_nodes"),
+        *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+        *("limit_train_batches", "limit_val_batches", "overfit_batches"),
+        *("val_check_interval", "check_val_every_n_epoch", "reload_dataloaders_every_n_epochs"),
     ]
-    return {"max_epochs": max_epochs} | {
-        name: value if isinstance(value := options[name], int | float | bool | str) else repr(value)
-        for name in names
-        if name in options
+    found = {name: getattr(trainer, name) for name in names}
+    found = {name: getattr(value, "value", value) for name, value in found.items()}  # of an enum
+    found |= {"devices": trainer.num_devices, "deterministic": deterministic}
+    return {
+        name: value if isinstance(value, int | float | str | None) else repr(value)
+        for name, value in found.items()
     }
 
 
@@ -290,8 +285,7 @@ def _named_logger(kind: str, run_dir: Path, name: str) -> Logger:
         logger: Logger = getattr(pl.loggers, _LOGGERS[kind])(**options)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"logger={kind!r} needs a package that is not installed ({error.name}). "
-            f"Install it: pip install 'medkit[{kind}]', or leave logger out: metrics.csv is always "
-            "written."
+            f"logger={kind!r} needs a package that is not installed here. Install it: pip install "
+            f"{_PACKAGES.get(kind, kind)}, or leave logger out: metrics.csv is always written."
         ) from error
     return logger
