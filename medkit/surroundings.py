@@ -82,5 +82,7 @@ def quiet_notebook() -> None:
         ".*LeafSpec.* is deprecated",
         ".*does not have many workers",
         ".*logging interval",
+        ".*exists and is not empty",  # a fit that goes on
+        "To exit: use 'exit'",  # after Stop: nobody wants to leave
     ):
         warnings.filterwarnings("ignore", text)

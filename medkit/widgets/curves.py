@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -53,18 +54,18 @@ class Thinned:
 
 
 class History:
-    """Lines of one training: the loss of each batch, and what was logged after each epoch.
+    """Lines of one training, over its optimizer steps.
 
     Attributes:
         batches: Training loss, batch by batch.
+        epochs: Mean of the batches' losses, epoch by epoch.
         logged: Name -> line, such as ``val/auroc``.
-        epoch_ends: The optimizer step at which each epoch ended.
     """
 
     def __init__(self) -> None:
         self.batches = Thinned()
+        self.epochs = Thinned()
         self.logged: dict[str, Thinned] = {}
-        self.epoch_ends: list[int] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add what was logged at an optimizer step; a second value for a step is passed over."""
@@ -77,17 +78,17 @@ class History:
         """Return all of it as plain values."""
         return {
             "batches": self.batches.state(),
+            "epochs": self.epochs.state(),
             "logged": {name: line.state() for name, line in self.logged.items()},
-            "epoch_ends": list(self.epoch_ends),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state` returned."""
         self.batches.load(state["batches"])
+        self.epochs.load(state["epochs"])
         self.logged = {}
         for name, line in state["logged"].items():
             self.logged.setdefault(name, Thinned()).load(line)
-        self.epoch_ends = list(state["epoch_ends"])
 
 
 def draw(
@@ -117,7 +118,7 @@ def draw(
         _draw_metric(panel, history, name, color)
     for panel in panels:
         panel.set_xlabel("optimizer step")
-        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set_fontsize("medium")
         panel.margins(x=0.02)
@@ -130,11 +131,14 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
     batches = history.batches
     each = "each batch" if batches.stride == 1 else f"means of {batches.stride} batches"
     panel.plot(batches.x, batches.y, color=COLORS[0], linewidth=0.7, alpha=0.35, label=each)
-    for name, color, style in (("train/loss", COLORS[0], "-"), ("val/loss", COLORS[1], "o--")):
-        line = history.logged.get(name)
-        if line is not None and line.x:
-            label = f"{name} {line.y[-1]:.3g}"
-            panel.plot(line.x, line.y, style, color=color, markersize=3, label=label)
+    lines = (
+        ("mean of the epoch", history.epochs, COLORS[0], "-"),
+        ("val/loss", history.logged.get("val/loss", Thinned()), COLORS[1], "o--"),
+    )
+    for name, line, color, style in lines:
+        if line.x:
+            label, size = f"{name} {line.y[-1]:.3g}", _marker_size(line)
+            panel.plot(line.x, line.y, style, color=color, markersize=size, label=label)
     panel.set(ylabel=loss_label)
     _keep_spikes_from_hiding_the_rest(panel, batches.y)
     if panel.has_data():
@@ -143,15 +147,32 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
 
 def _draw_metric(panel: Axes, history: History, name: str, color: str) -> None:
     line = history.logged.get(name, Thinned())
-    panel.plot(line.x, line.y, "o-", color=color, markersize=3)
+    panel.plot(line.x, line.y, "o-", color=color, markersize=_marker_size(line))
     last = f" {line.y[-1]:.3g}" if line.y else ""
     panel.set_title(name + last)
+    _keep_noise_small(panel, line.y)
+
+
+def _marker_size(line: Thinned) -> float:
+    return 3 if len(line.x) <= 40 else 0
+
+
+def _keep_noise_small(panel: Axes, values: Sequence[float]) -> None:
+    """Let a change of less than a twentieth look as small as it is."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return
+    low, high = min(finite), max(finite)
+    span = max(high - low, 0.05 * max(abs(low), abs(high)))
+    if span > high - low:
+        middle = (low + high) / 2
+        panel.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
 
 
 def _keep_spikes_from_hiding_the_rest(panel: Axes, values: Sequence[float]) -> None:
-    if len(values) < 20:
+    ordered = sorted(value for value in values if math.isfinite(value))
+    if len(ordered) < 20:
         return
-    ordered = sorted(values)
     usual, highest = ordered[int(0.98 * (len(ordered) - 1))], ordered[-1]
     if highest > 3 * usual > 0:
         panel.set_ylim(top=1.5 * usual)

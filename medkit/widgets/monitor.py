@@ -49,7 +49,8 @@ class TrainingMonitor(pl.Callback):
         self.every_s = every_s
         self.history = History()
         self.drawings = 0
-        self._pending: list[tuple[int, Tensor]] = []
+        self._pending: list[tuple[int, Tensor]] = []  # losses still on the device
+        self._accumulated = 1
         self._epoch: list[float] = []  # losses of the running epoch
         self._view: _View | None = None
         self._next = 0.0
@@ -76,6 +77,8 @@ class TrainingMonitor(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the widgets where there is somebody to see them."""
+        automatic = pl_module.automatic_optimization
+        self._accumulated = trainer.accumulate_grad_batches if automatic else 1
         self._began = time.monotonic()
         self._next = self._began + self.every_s
         if trainer.is_global_zero and self._view is None and surroundings() == "live":
@@ -92,8 +95,7 @@ class TrainingMonitor(pl.Callback):
         """Note the loss; draw if it is time."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
-            # Lightning hands out the loss divided by the number of accumulated batches
-            self._pending.append((trainer.global_step, loss.detach() * _accumulated(trainer)))
+            self._pending.append((trainer.global_step, loss.detach()))
             if len(self._pending) >= _FOLD:
                 self._fold()
         if self._view is not None and time.monotonic() >= self._next:
@@ -102,23 +104,18 @@ class TrainingMonitor(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the epoch's mean loss."""
         self._fold()
-        self.history.epoch_ends.append(trainer.global_step)
         if self._epoch:
-            mean = sum(self._epoch) / len(self._epoch)
-            self.history.log(trainer.global_step, {"train/loss": mean})
+            self.history.epochs.add(trainer.global_step, sum(self._epoch) / len(self._epoch))
             self._epoch = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note what was logged."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        wanted = set(self.metrics or ()) | {"val/loss"}
-        values = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name in wanted or name.startswith("val/")
-        }
-        self.history.log(trainer.global_step, values)
+        wanted = set(self.metrics or ())
+        logged = trainer.callback_metrics.items()
+        found = {n: float(v) for n, v in logged if n in wanted or n.startswith("val/")}
+        self.history.log(trainer.global_step, found)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave one picture; also that of a finished stage that was only loaded."""
@@ -134,6 +131,8 @@ class TrainingMonitor(pl.Callback):
         if not self._pending:
             return
         losses = torch.stack([loss for _, loss in self._pending]).float().tolist()
+        # Lightning hands out the loss divided by the number of accumulated batches
+        losses = [loss * self._accumulated for loss in losses]
         for (step, _), loss in zip(self._pending, losses, strict=True):
             self.history.batches.add(step, loss)
         self._epoch += losses
@@ -179,9 +178,11 @@ class _View:
         self._curves.value = png
 
     def close(self) -> None:
-        self._box.close_all() if hasattr(self._box, "close_all") else None
-        for part in (self._curves, self._bar, self._text, self._box):
-            part.close()
+        line = self._box.children[0]
+        for part in (self._curves, self._bar, self._text, line, self._box):
+            for model in (getattr(part, "style", None), part.layout, part):
+                if model is not None:
+                    model.close()
 
 
 def surroundings() -> str:
@@ -208,10 +209,6 @@ def _leave_picture(png: bytes, view: _View | None) -> None:
         return
     view.handle.update(picture)  # in the widgets' place
     view.close()
-
-
-def _accumulated(trainer: pl.Trainer) -> int:
-    return trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
 
 
 def _said(trainer: pl.Trainer, history: History, elapsed_s: float) -> tuple[float, str]:
