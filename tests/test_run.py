@@ -356,6 +356,16 @@ def test_the_digest_of_all_weights_does_not_depend_on_the_order_of_the_stages(
     assert record(run.dir)["weights_sha256"] != digests[0]
 
 
+def test_an_interruption_is_forgotten_once_a_fit_goes_on(run: Run) -> None:
+    run.note_signal("SIGINT")  # the Stop button: the notebook's kernel lives on
+    assert record(run.dir)["interrupted_by"] == "SIGINT"
+    run.stage_begun("fit")
+    run.stage_done("fit", step=1, weights_sha256="00")
+    run.finish()
+    assert record(run.dir)["interrupted_by"] is None
+    assert record(run.dir)["status"] == "done"
+
+
 def test_steps_trained_after_the_last_resume_point_are_counted_once(run: Run) -> None:
     run.folder.update(last_seen={"stage": "fit", "step": 30}, cost={"steps_wasted": 5})
     run.count_wasted("pretrain", from_step=0)  # another stage was cut, not this one

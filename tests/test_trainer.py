@@ -347,11 +347,17 @@ def best(path: Path) -> ModelCheckpoint:
     return ModelCheckpoint(path / "best", filename="best", monitor="val/loss", save_top_k=1)
 
 
-def test_your_best_checkpoint_keeps_its_name_over_a_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later_points", ["kept", "lost"])
+def test_your_best_checkpoint_keeps_its_name_over_a_resume(
+    tmp_path: Path, later_points: str
+) -> None:
     whole = start_run(tmp_path / "whole", seed=7, threads=1)
     fit(whole, callbacks=(best(whole.dir),))
     path = tmp_path / "cut"
-    cut_short(path, callbacks=(best(path),))
+    cut_short(path, callbacks=(best(path),), keep_checkpoints=9)
+    if later_points == "lost":  # the point knows nothing of the best one that is there already
+        for point in sorted((path / "checkpoints" / "fit").glob("*.ckpt"))[1:]:
+            point.unlink()
     assert (path / "best" / "best.ckpt").exists()
     go_on(path, callbacks=(best(path),))
     assert [file.name for file in (path / "best").iterdir()] == ["best.ckpt"]

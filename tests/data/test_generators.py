@@ -197,6 +197,13 @@ def test_one_that_stands_beside_the_class_is_found_through_the_method_that_names
     assert find_generators(Augment()) == [BESIDE]
 
 
+def test_one_that_only_an_inner_function_names_is_found() -> None:
+    def augment(xs: list[float]) -> list[float]:
+        return list(map(lambda x: x + BESIDE.rand(), xs))
+
+    assert find_generators(augment) == [BESIDE]
+
+
 def test_one_in_another_module_is_found_through_the_function_that_reads_it() -> None:
     def augment(x: float) -> float:
         return x + settings.RNG.random()

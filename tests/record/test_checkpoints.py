@@ -129,7 +129,8 @@ def test_the_data_are_synced_before_the_rename_and_the_folder_after_it(
 
     def synced(fd: int) -> None:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        calls.append("sync folder" if path == tmp_path else f"sync {path.name.split('.')[2]}")
+        kind = "digest" if ".sha256." in path.name else "data"
+        calls.append("sync folder" if path == tmp_path else f"sync {kind}")
         fsync(fd)
 
     def renamed(source: Any, target: Any) -> None:
@@ -139,8 +140,8 @@ def test_the_data_are_synced_before_the_rename_and_the_folder_after_it(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
     save(tmp_path, FINISHED)
-    assert calls[0] == "sync ckpt"
-    assert calls[-2:] == ["rename to .ckpt", "sync folder"]
+    digest = ["sync digest", "rename to .sha256", "sync folder"]
+    assert calls == ["sync data", *digest, "rename to .ckpt", "sync folder"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("zip")])
