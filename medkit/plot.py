@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -180,7 +181,7 @@ def _interval(metric: Metric) -> str:
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
 
 
-def _finish(ax: Axes, *, legend: bool, loc: str = "best") -> Axes:
+def _finish(ax: Axes, *, legend: bool, loc: Literal["best", "lower right"] = "best") -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     ax.title.set_fontsize("medium")
     if legend:

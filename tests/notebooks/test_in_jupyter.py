@@ -163,9 +163,9 @@ def test_stop_in_the_middle_of_a_fit_and_going_on_changes_no_bit(lab: Lab) -> No
 
 def test_the_live_monitor_gives_way_to_a_picture(lab: Lab) -> None:
     lab.begin(epochs=2)
-    shown = lab.run("fit-code").shown
-    widgets = [data for data in shown if "application/vnd.jupyter.widget-view+json" in data]
-    assert len(widgets) == 1
-    assert "image/png" in shown[shown.index(widgets[0]) + 1]
-    lab.run("import ipywidgets.widgets.widget as _widgets")
-    assert lab.value("len(_widgets._instances)") == 0
+    lab.run("from ipywidgets.widgets.widget import _instances as open_widgets")
+    before = lab.value("len(open_widgets)")
+    live, picture = lab.run("fit-code").shown
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert set(picture) == {"image/png", "text/plain"}
+    assert lab.value("len(open_widgets)") == before
