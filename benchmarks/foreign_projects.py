@@ -14,7 +14,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import importlib
 import json
+import linecache
 import os
 import random
 import runpy
@@ -45,6 +47,11 @@ from torch.optim.optimizer import (
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ROOT / "tests" / "foreign"
 PROJECTS = {"icu": "icu_risk", "lesions": "lesion_seg", "films": "film_classifier"}
+CLEAN = [
+    ("icu", "RiskNet", "ICUDataModule"),
+    ("lesions", "LesionSegmenter", "LesionDataModule"),
+    ("films", "FilmNet", "FilmData"),
+]
 KILLS = 20
 KILLS_A_RUN = 2
 PLAIN_KILLS = 10
@@ -95,7 +102,9 @@ def _project(report: Report, name: str, folder: Path) -> None:
     killed: list[dict[str, Any]] = []
     plain_killed: list[dict[str, Any]] = []
     wanted, plain_wanted = (KILLS_A_RUN, 1) if report.quick else (KILLS, PLAIN_KILLS)
-    while _kills(killed) < wanted or _kills(plain_killed) < plain_wanted:  # a kill may come too late
+    while (
+        _kills(killed) < wanted or _kills(plain_killed) < plain_wanted
+    ):  # a kill may come too late
         work = []
         for n in range(-(-(wanted - _kills(killed)) // KILLS_A_RUN)):
             out = folder / f"{name}-k{len(killed) + n}"
@@ -121,11 +130,17 @@ def _project(report: Report, name: str, folder: Path) -> None:
     report.share(f"{name}/kills with the same metrics.csv", same_csv, kills, at_least=1.0)
     same = whole["weights"] == again["weights"] and whole["metrics_csv"] == again["metrics_csv"]
     report.share(
-        f"{name}/repeated, same bits", int(same), 1, at_least=1.0, peers=f"stock Lightning {repeats}"
+        f"{name}/repeated, same bits",
+        int(same),
+        1,
+        at_least=1.0,
+        peers=f"stock Lightning {repeats}",
     )
     if not report.quick:
         fresh = _fresh_processes(ours, folder / f"{name}-fresh", steps // 2)
-        equal = fresh["weights"] == whole["weights"] and fresh["metrics_csv"] == whole["metrics_csv"]
+        equal = (
+            fresh["weights"] == whole["weights"] and fresh["metrics_csv"] == whole["metrics_csv"]
+        )
         report.share(f"{name}/fresh processes, one kill, same bits", int(equal), 1, at_least=1.0)
     moved = sum(r["resumed_at"] > 0 for r in killed)
     report.note(
@@ -212,7 +227,7 @@ def _be_the_training(script: Path, out: Path, kill: Kill | None, pipe: int) -> N
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - the status is what the parent looks at
+    except BaseException:  # the status is what the parent looks at
         traceback.print_exc()
     finally:
         atexit._run_exitfuncs()
@@ -258,7 +273,9 @@ def _outcome(out: Path) -> dict[str, Any]:
     if (out / "run.json").exists():
         run = json.loads((out / "run.json").read_text())
         if run["status"] != "done" or not run["exact"]:
-            raise RuntimeError(f"{out}: {run['status']}, exact {run['exact']}: {run['inexact_reasons']}")
+            raise RuntimeError(
+                f"{out}: {run['status']}, exact {run['exact']}: {run['inexact_reasons']}"
+            )
         found["weights"] = run["weights_sha256"] + found["weights"]
         found["step"] = run["stages"]["fit"]["step"]
         csv = (out / "logs" / "fit" / "metrics.csv").read_bytes()
@@ -277,7 +294,9 @@ def _fresh_processes(script: Path, out: Path, step: int) -> dict[str, Any]:
     home = out.parent / f"home-{script.parent.name}"
     command = [sys.executable, str(script), str(out)]
     with out.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=home, stdout=log, stderr=log, start_new_session=True
+        )
         end = time.monotonic() + STUCK_S
         while _step_seen(out) < step and process.poll() is None and time.monotonic() < end:
             time.sleep(0.02)
@@ -312,7 +331,7 @@ def _side_by_side(work: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str
                 try:
                     Path(path).write_text(json.dumps(job()))
                     code = 0
-                except BaseException:  # noqa: BLE001 - the status is what the parent looks at
+                except BaseException:  # the status is what the parent looks at
                     traceback.print_exc()
                 finally:
                     sys.stderr.flush()
@@ -327,8 +346,53 @@ def _side_by_side(work: Sequence[Callable[[], dict[str, Any]]]) -> list[dict[str
     return [result for result in results if result is not None]
 
 
+# ---- medkit check -----------------------------------------------------------------------------
+
+
 def _check(report: Report, folder: Path) -> None:
-    pass
+    clean = [("plain_project:PlainNet", "plain_project:PlainData", folder)]
+    for name, module, data in CLEAN[:2] if report.quick else CLEAN:
+        package = PROJECTS[name]
+        clean.append((f"{package}:{module}", f"{package}:{data}", folder / f"home-{name}"))
+    planted = importlib.import_module("planted")
+    began = time.monotonic()
+    passed = _side_by_side(
+        [lambda case=case: _findings(*case) for case in clean]
+        + [
+            lambda m=module, d=data: _findings(f"planted:{m}", f"planted:{d}", folder)
+            for module, data, _ in planted.PLANTED.values()
+        ]
+    )
+    wrong = [c for c, r in zip(clean, passed, strict=False) if not r["holds"]]
+    for module, data, _ in wrong:
+        report.note(f"medkit check does not pass {module} {data}")
+    report.share("check/clean projects passed", len(clean) - len(wrong), len(clean), at_least=1.0)
+    named = 0
+    for (name, (_, _, promise)), result in zip(
+        planted.PLANTED.items(), passed[len(clean) :], strict=True
+    ):
+        first = result["broken"][0] if result["broken"] else ["", "", 0]
+        right = first[:2] == [promise, planted.__file__] and result["line"].endswith(f"# {name}")
+        named += right
+        if not right:
+            report.note(f"medkit check did not name {name}: {first}")
+    report.share("check/planted draws named, with line", named, len(planted.PLANTED), at_least=1.0)
+    report.note(f"check: {len(passed)} checks in {time.monotonic() - began:.0f} s")
+
+
+def _findings(module: str, data: str, folder: Path) -> dict[str, Any]:
+    """Check in ``folder``; return whether all holds, and what is broken where."""
+    from medkit.check import check
+
+    os.chdir(folder)
+    findings = check(module, data)
+    wrong = [finding for finding in findings if finding.holds is False]
+    at = [finding.culprit for finding in wrong]
+    return {
+        "holds": all(finding.holds for finding in findings),
+        "broken": [[f.promise, c.file, c.line] for f, c in zip(wrong, at, strict=True) if c],
+        "line": linecache.getline(at[0].file, at[0].line).rstrip() if at and at[0] else "",
+    }
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,13 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from medkit.check.digest import digest
 from medkit.check.findings import Finding, broken, class_line, holds
 from medkit.check.history import Twice
-from medkit.check.subject import SEED, Subject
+from medkit.check.subject import Subject
 from medkit.check.trace import Culprit, Tracer, first_difference
 from medkit.data.fetching import KeyedFetch, PlaceBatch, fetching_here
 from medkit.data.loader import KeyedLoader, why_not_keyed
 
 DATA_PROMISES = ("positions", "order", "augmentation", "collate", "data set-up", "workers")
-_SAMPLES = 4
+_SAMPLES = 64
+_SAMPLES_S = 4.0
 _BATCHES = 4
 
 
@@ -81,10 +84,9 @@ class DataProbe:
     def augmentation(self) -> Finding:
         """Fetch samples again after others were fetched."""
         for loader in (*self.train, *self.evaluation[:1]):
-            places = [_alone(place) for place in _spread(loader.places(0))]
             fetch = _uncollated(loader)
 
-            def fetched(places: Any = places, fetch: KeyedFetch = fetch) -> list[Any]:
+            def fetched(places: list[PlaceBatch], fetch: KeyedFetch = fetch) -> list[Any]:
                 with fetching_here():
                     return [fetch.__getitems__(place) for place in places]
 
@@ -93,10 +95,17 @@ class DataProbe:
                     for place in loader.places(1)[: number + 1]:
                         fetch.__getitems__(_alone(place))
 
-            culprit = self.twice.differs(fetched, between=others, rounds=3)
-            if culprit is not None:
-                kind = type(loader.dataset).__name__
-                return broken("augmentation", culprit, f"a sample of {kind} differs")
+            end = time.monotonic() + _SAMPLES_S
+            for number, places in enumerate(_few_at_a_time(loader.places(0))):
+                fetch_them = functools.partial(fetched, places)
+                culprit = self.twice.differs(
+                    fetch_them, between=others, budget_s=0.0, pause=number == 0
+                )
+                if culprit is not None:
+                    kind = type(loader.dataset).__name__
+                    return broken("augmentation", culprit, f"a sample of {kind} differs")
+                if time.monotonic() > end:
+                    break
         return holds("augmentation")
 
     def collate(self) -> Finding:
@@ -137,7 +146,7 @@ class DataProbe:
                     ]
             return found
 
-        culprit = self.twice.differs(built, rounds=1)
+        culprit = self.twice.differs(built, budget_s=0.0)
         if culprit is None:
             return holds("data set-up")
         advice = ""
@@ -166,10 +175,7 @@ class DataProbe:
         return data, list(_flat(data.train_dataloader()))
 
     def _batches(self, loader: KeyedLoader, workers: int, *, trace: bool) -> list[Any]:
-        theirs = copy.copy(loader.loader)
-        theirs.num_workers = workers
-        theirs.prefetch_factor = 2 if workers else None
-        again = KeyedLoader(theirs, seed=SEED, tag=loader.tag)
+        again = with_workers(loader, workers)
         again._order_of = ((0, 0), loader.places(0)[:_BATCHES])
         again._inner.dataset.__class__ = _TracedFetch if trace else _PlainFetch
         vars(again._fetch)["tracer"] = (self.twice.named, self.twice.roots)
@@ -203,6 +209,17 @@ class _TracedFetch(KeyedFetch):
         return batch, tracer.records
 
 
+def with_workers(loader: KeyedLoader, workers: int) -> KeyedLoader:
+    """Return the same loader with another number of workers."""
+    theirs = copy.copy(loader.loader)
+    theirs.num_workers = workers
+    theirs.prefetch_factor = 2 if workers else None
+    again = KeyedLoader(theirs, seed=loader.seed, tag=loader.tag)
+    if loader.trainer is not None:
+        again.bind(loader.trainer)
+    return again
+
+
 def list_of(rows: Any) -> list[int]:
     """Return rows as plain integers."""
     return [int(row) for row in rows] if hasattr(rows, "__iter__") else [int(rows)]
@@ -216,15 +233,25 @@ def _uncollated(loader: KeyedLoader) -> KeyedFetch:
     return fetch
 
 
-def _spread(places: list[PlaceBatch]) -> list[PlaceBatch]:
+def _few_at_a_time(places: list[PlaceBatch]) -> Iterator[list[PlaceBatch]]:
+    """Yield places of single samples from all over an epoch, a few at a time."""
     step = max(1, len(places) // _SAMPLES)
-    return places[::step][:_SAMPLES]
+    spread = places[::step][:_SAMPLES]
+    for row in range(_SAMPLES // len(spread) + 1 if spread else 0):
+        some = [_alone(place, row) for place in spread if row == 0 or _has_row(place, row)]
+        for start in range(0, len(some), 4):
+            yield some[start : start + 4]
 
 
-def _alone(place: PlaceBatch) -> PlaceBatch:
-    """Return the place of a batch's first row."""
-    rows = place.rows
-    return place._replace(rows=rows[:1]) if hasattr(rows, "__len__") else place
+def _has_row(place: PlaceBatch, row: int) -> bool:
+    return hasattr(place.rows, "__len__") and len(place.rows) > row
+
+
+def _alone(place: PlaceBatch, row: int = 0) -> PlaceBatch:
+    """Return the place of one row of a batch."""
+    if not hasattr(place.rows, "__len__"):
+        return place
+    return place._replace(start=place.start + row, rows=place.rows[row : row + 1])
 
 
 def _flat(loaders: Any) -> Iterator[Any]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 _SAMPLED = 1 << 18  # bytes of an array looked at when a digest must be quick
 _FIRST = 64  # entries of a container looked at when a digest must be quick
+# objects of these are machinery: their insides are no part of what a line computes
+_MACHINERY = ("torch", "logging", "pytorch_lightning", "lightning_fabric", "threading", "medkit")
 _ITERATORS = ("list_iterator", "tuple_iterator", "range_iterator", "dict_keyiterator")
 
 
@@ -99,7 +101,7 @@ def _state_of(value: Any) -> Any:
         state = [value.to_numpy()]
     elif package == "PIL" and hasattr(value, "tobytes"):
         state = [np.frombuffer(value.tobytes(), np.uint8)]
-    elif isinstance(getattr(value, "__dict__", None), dict) and package not in ("torch", "logging"):
+    elif isinstance(getattr(value, "__dict__", None), dict) and package not in _MACHINERY:
         state = vars(value)
     return state
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from medkit import keyed as keys
 from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.check.courses import Courses
 from medkit.check.data import DATA_PROMISES, DataProbe
 from medkit.check.findings import PROMISES, Finding, failed, guarded, skipped
-from medkit.check.fits import Course, make_trainer, repeat, resume
+from medkit.check.fits import make_trainer
 from medkit.check.history import Twice
 from medkit.check.module import STEP_PROMISES, ProbedEnoughError, StepProbe, initial_weights
 from medkit.check.subject import SEED, SpecError, Subject
@@ -107,14 +108,17 @@ class Rounds:
         if any(finding.holds is False for finding in self.findings):
             self._skip("resume", "repeat")
             return
-        courses: list[Course] = []
+        courses: list[Courses] = []
 
-        def resumed() -> Finding:
-            finding, whole = resume(self.subject, self.folder)
-            courses.append(whole)
-            return finding
+        def here() -> Finding:
+            courses.append(Courses(self.subject, self.folder))
+            return courses[0].repeat_here()
 
-        if not self._look("resume", resumed):
-            self._skip("repeat")
+        self.progress("repeat", len(self.findings) + 1, len(PROMISES))
+        finding = guarded("repeat", self.subject.roots, here)
+        if not finding.holds:
+            self.findings.append(finding)
+            self._skip("resume")
             return
-        self._look("repeat", lambda: repeat(self.subject, self.folder, courses[0]))
+        self._look("resume", courses[0].resume)
+        self._look("repeat", courses[0].repeat_elsewhere)

@@ -14,11 +14,14 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest import mock
 
+import numpy as np
+import torch
 from torch import nn
 
 import medkit
@@ -26,6 +29,7 @@ from medkit.check.digest import digest
 from medkit.keyed import get_globals
 
 _MOST = 50_000  # records of one pass
+START = "start"  # the segment before a fit has begun
 _SKIPPED = frozenset({"trainer", "_trainer", "_fabric", "__class__"})
 
 
@@ -33,12 +37,13 @@ _SKIPPED = frozenset({"trainer", "_trainer", "_fabric", "__class__"})
 class Record:
     """What stood in the variables when a line was about to run, or a function to return."""
 
-    event: str  # "call", "line", "return"
+    event: str  # "call", "line", "return"; "out" for a call into a library
     frame: int  # counts functions entered; 0 for a named object in a library
     file: str
     line: int
     function: str
     label: str  # the transform that is running, where one was named
+    segment: str  # the part of a fit it belongs to, such as "step 0/3"
     values: Mapping[str, str] = field(compare=False)
 
 
@@ -84,17 +89,24 @@ class Tracer:
         self._theirs: dict[CodeType, bool] = {}
         self._frames: dict[int, tuple[CodeType, int]] = {}
         self._labels: list[str] = []
-        self._count = 0
+        self._segment = START
+        self._counts: dict[str, int] = {}  # functions entered, by segment
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record what runs inside the block, in this thread."""
         before = sys.gettrace()
-        sys.settrace(self._on_call)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
+        with _memory_filled():
+            sys.settrace(self._on_call)
+            try:
+                yield
+            finally:
+                sys.settrace(before)
+
+    def begin(self, segment: str) -> str:
+        """Name the part of a fit that begins; return the name of the one that was."""
+        before, self._segment = self._segment, segment
+        return before
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
@@ -106,10 +118,14 @@ class Tracer:
             if (
                 self._frames.get(id(frame), (None, 0))[0] is not code
             ):  # not a generator's coming back
-                self._count += 1
-                self._frames[id(frame)] = (code, self._count)
+                number = self._counts.get(self._segment, 0) + 1
+                self._counts[self._segment] = number
+                self._frames[id(frame)] = (code, number)
                 self._record("call", frame)
             return self._on_event
+        back = frame.f_back
+        if back is not None and id(back) in self._frames and self._theirs.get(back.f_code):
+            self._record_call_out(back, frame)
         if self.named and code.co_name == "__call__":
             label = self.named.get(id(frame.f_locals.get("self")))
             if label is not None:
@@ -130,22 +146,54 @@ class Tracer:
         if event == "return" and self._labels:
             value = {"return": digest(arg, quick=True)}
             told = {name: text for name, text in value.items() if text is not None}
-            self.records.append(Record("return", 0, "", 0, "__call__", self._labels[-1], told))
+            label, segment = self._labels[-1], self._segment
+            self.records.append(Record("return", 0, "", 0, "__call__", label, segment, told))
             self._labels.pop()
         return self._on_named
 
+    def _record_call_out(self, caller: FrameType, frame: FrameType) -> None:
+        # numpy's wrappers are handed arrays that are not filled yet
+        if not str(frame.f_globals.get("__name__")).startswith("numpy"):
+            self._record("out", caller, frame.f_locals)
+
     def _record(self, event: str, frame: FrameType, more: Mapping[str, Any] | None = None) -> None:
+        if len(self.records) >= _MOST:
+            return
         code = frame.f_code
-        label = self._labels[-1] if self._labels else ""
+        own = () if event == "out" else _variables(frame)
         values = {}
-        for name, value in [*_variables(frame), *(more or {}).items()]:
-            text = digest(value, quick=True, depth=4)
+        for name, value in [*own, *(more or {}).items()]:
+            text = digest(value, quick=True, depth=2 if event == "out" else 4)
             if text is not None:
                 values[name] = text
-        number = self._frames[id(frame)][1]
         self.records.append(
-            Record(event, number, code.co_filename, frame.f_lineno, code.co_name, label, values)
+            Record(
+                event,
+                self._frames[id(frame)][1],
+                code.co_filename,
+                frame.f_lineno,
+                code.co_name,
+                self._labels[-1] if self._labels else "",
+                self._segment,
+                values,
+            )
         )
+
+
+@contextmanager
+def _memory_filled() -> Iterator[None]:
+    """Fill fresh memory, whose content differs from pass to pass and means nothing."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # torch.empty then gives NaN
+    with (
+        mock.patch.object(np, "empty", np.zeros),
+        mock.patch.object(np, "empty_like", np.zeros_like),
+    ):
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
@@ -198,8 +246,36 @@ def _not_theirs() -> tuple[str, ...]:
 _PLACES: list[str] = []
 
 
-def first_difference(first: list[Record], second: list[Record]) -> Culprit:
+def first_difference(
+    first: list[Record], second: list[Record], skip: tuple[str, ...] = ()
+) -> Culprit:
     """Return the line after which two passes differ for the first time.
+
+    Segments are compared one by one: a resumed fit has the later ones only.
+
+    Args:
+        first: Records of one pass.
+        second: Records of the other, which gives the order of the segments.
+        skip: Segments that are left out.
+    """
+    parts: dict[str, tuple[list[Record], list[Record]]] = {}
+    for record in second:
+        parts.setdefault(record.segment, ([], []))[1].append(record)
+    for record in first:
+        if record.segment in parts:
+            parts[record.segment][0].append(record)
+    for name, (a, b) in parts.items():
+        if a and not name.startswith(skip or ("\0",)):
+            found = _first_in_segment(a, b, first)
+            if found is not None:
+                return found
+    return Culprit()
+
+
+def _first_in_segment(
+    first: list[Record], second: list[Record], everything: list[Record]
+) -> Culprit | None:
+    """Return what differs first, None where nothing does.
 
     State that differs on the way into a function (a counter) is no cause by itself: it may be
     mere book-keeping. It is named when the first line that then comes out otherwise reads it, or
@@ -220,18 +296,24 @@ def first_difference(first: list[Record], second: list[Record]) -> Culprit:
             continue
         if a == b and a.frame == 0:
             found = Culprit(names=names, label=a.label)
+        elif a == b and a.event == "out":
+            found = _culprit(a, ())
         else:
             found = _line_before(first, number, news)
-        read = [name for name in carried if name.split(".")[-1].split()[-1] in found.source]
-        return _where_it_changes(first, carried[read[0]], read[0]) if read else found
+        for name in carried:
+            if name.split(".")[-1].split()[-1] in found.source:
+                return _where_it_changes(first[carried[name] :] + everything, name) or replace(
+                    found, names=(name,), carried=True
+                )
+        return found
     if carried:
         name = min(carried, key=lambda name: (name == "global generators", carried[name]))
-        number = carried[name]
-        return _where_it_changes(first, number, name)
+        at = _culprit(first[carried[name]], (name,), carried=True)
+        return _where_it_changes(first[carried[name] :] + everything, name) or at
     if len(first) != len(second):
         shorter = min(len(first), len(second))
         return _line_before(first if len(first) > shorter else second, shorter, ())
-    return Culprit()
+    return None
 
 
 def _line_before(records: list[Record], number: int, names: tuple[str, ...]) -> Culprit:
@@ -245,18 +327,18 @@ def _line_before(records: list[Record], number: int, names: tuple[str, ...]) -> 
     return _culprit(at, names)
 
 
-def _where_it_changes(records: list[Record], number: int, name: str) -> Culprit:
+def _where_it_changes(records: list[Record], name: str) -> Culprit | None:
     """Return the line that changes what differed on the way into a function."""
-    last: dict[int, Record] = {}
-    for record in records[number:]:
-        past = last.get(record.frame)
-        if past is not None and past.values.get(name) != record.values.get(
-            name, past.values.get(name)
-        ):
-            return _culprit(past, (name,), carried=True)
-        last[record.frame] = record
-    at = records[number]
-    return _culprit(at, (name,), carried=True)
+    last: dict[tuple[str, int], Record] = {}
+    for record in records:
+        if record.event == "out":
+            continue
+        place = (record.segment, record.frame)
+        was = last[place].values.get(name) if place in last and record.event != "call" else None
+        if was is not None and record.values.get(name, was) != was:
+            return _culprit(last[place], (name,), carried=True)
+        last[place] = record
+    return None
 
 
 def _culprit(

@@ -1,6 +1,6 @@
 """Things people write that draw from history, where no key reaches. One each; PLANTED lists them.
 
-The line to blame ends in ``# here``.
+The line to blame ends in a comment with the name it has in PLANTED.
 """
 
 import collections
@@ -54,7 +54,7 @@ class Data(pl.LightningDataModule):
 
 class FreshGeneratorRows(Rows):
     def augment(self, x, i):
-        rng = np.random.default_rng()  # here
+        rng = np.random.default_rng()  # fresh generator
         return x + rng.normal(0, 0.1, x.shape).astype(np.float32)
 
 
@@ -68,7 +68,7 @@ class CountingRows(Rows):
         self.served = 0
 
     def augment(self, x, i):
-        self.served += 1  # here
+        self.served += 1  # counter
         return x[::-1].copy() if self.served % 3 == 0 else x
 
 
@@ -77,7 +77,7 @@ class Counter(Data):
 
 
 def secret_sign():
-    return 1.0 if secrets.randbelow(2) else -1.0  # here
+    return 1.0 if secrets.randbelow(2) else -1.0  # secrets
 
 
 class SecretRows(Rows):
@@ -94,7 +94,7 @@ class Secrets(Data):
 
 class ClockRows(Rows):
     def augment(self, x, i):
-        seed = int(time.time() * 1000) % 2**32  # here
+        seed = int(time.time() * 1000) % 2**32  # clock
         return x + np.random.RandomState(seed).normal(0, 0.1, x.shape).astype(np.float32)
 
 
@@ -106,7 +106,7 @@ class SystemRows(Rows):
     dice = random.SystemRandom()
 
     def augment(self, x, i):
-        if self.dice.random() < 0.5:  # here
+        if self.dice.random() < 0.5:  # SystemRandom
             x = -x
         return x
 
@@ -131,7 +131,7 @@ class MonaiLambda(pl.LightningDataModule):
         transform = Compose(
             [
                 RandFlipd(keys="image", prob=0.5, spatial_axis=0),
-                Lambdad("image", lambda x: x + np.random.RandomState().randn()),  # here
+                Lambdad("image", lambda x: x + np.random.RandomState().randn()),  # lambda
                 RandGaussianNoised(keys="image", prob=0.5),
             ]
         )
@@ -149,7 +149,7 @@ class MoodySampler(Sampler):
         self.n = n
 
     def __iter__(self):
-        rng = np.random.default_rng(int.from_bytes(os.urandom(8), "little"))  # here
+        rng = np.random.default_rng(int.from_bytes(os.urandom(8), "little"))  # sampler with entropy
         yield from rng.permutation(self.n).tolist()
 
     def __len__(self):
@@ -166,7 +166,7 @@ class RotatingSampler(Sampler):
         self.n, self.start = n, 0
 
     def __iter__(self):
-        self.start += 5  # here
+        self.start += 5  # sampler that goes on
         return iter([(self.start + i) % self.n for i in range(self.n)])
 
     def __len__(self):
@@ -181,7 +181,7 @@ class Rotating(Data):
 # ---- positions
 
 
-class Stream(IterableDataset):  # here
+class Stream(IterableDataset):  # IterableDataset
     def __iter__(self):
         rows = list(range(N))
         random.shuffle(rows)
@@ -198,14 +198,14 @@ class Streaming(Data):
 
 class Threads(Data):
     def train_dataloader(self):
-        return ThreadDataLoader(self.train, batch_size=4, num_workers=0)  # here
+        return ThreadDataLoader(self.train, batch_size=4, num_workers=0)  # ThreadDataLoader
 
 
 # ---- collate, workers, set-up
 
 
 def cropping_collate(batch):
-    keep = random.Random(os.getpid() + time.time_ns()).randint(3, 6)  # here
+    keep = random.Random(os.getpid() + time.time_ns()).randint(3, 6)  # collate
     x, y = torch.utils.data.default_collate(batch)
     x[:, keep:] = 0
     return x, y
@@ -219,7 +219,7 @@ class Cropping(Data):
 class WorkerRows(Rows):
     def augment(self, x, i):
         info = torch.utils.data.get_worker_info()
-        scale = 1.0 if info is None else 1.0 + 0.1 * info.id  # here
+        scale = 1.0 if info is None else 1.0 + 0.1 * info.id  # worker number
         return x * scale
 
 
@@ -230,7 +230,7 @@ class Workers(Data):
 class EarlySplit(Data):
     def __init__(self):
         super().__init__()
-        self.chosen = np.random.permutation(N)[:24].tolist()  # here
+        self.chosen = np.random.permutation(N)[:24].tolist()  # early split
 
     def setup(self, stage=None):
         self.train = torch.utils.data.Subset(Rows(), self.chosen)
@@ -242,7 +242,7 @@ class EarlySplit(Data):
 class UnkeyedWeights(PlainNet):
     def __init__(self):
         super().__init__()
-        start = np.random.default_rng().normal(0, 0.1, (8, 6))  # here
+        start = np.random.default_rng().normal(0, 0.1, (8, 6))  # unkeyed weights
         self.net[0].weight.data = torch.tensor(start, dtype=torch.float32)
 
 
@@ -250,14 +250,14 @@ class NoisyTransfer(PlainNet):
     def on_after_batch_transfer(self, batch, dataloader_idx):
         x, y = batch
         rng = torch.Generator()
-        rng.seed()  # here
+        rng.seed()  # transfer hook
         return x + 0.1 * torch.randn(x.shape, generator=rng), y
 
 
 class EntropyStep(PlainNet):
     def training_step(self, batch, batch_idx):
         x, y = batch
-        gen = torch.Generator().manual_seed(random.SystemRandom().getrandbits(40))  # here
+        gen = torch.Generator().manual_seed(random.SystemRandom().getrandbits(40))  # step
         mask = (torch.rand(x.shape, generator=gen) > 0.2).float()
         return super().training_step((x * mask, y), batch_idx)
 
@@ -278,7 +278,7 @@ class PrivateHistory(PlainNet):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         self.recent.append(loss.item())
-        return loss * next(self.scales)  # here
+        return loss * next(self.scales)  # private history
 
 
 class HashedNames(PlainNet):
@@ -286,29 +286,29 @@ class HashedNames(PlainNet):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        names = list({"age", "lactate", "sex", "heart rate", "gcs", "spo2", "sodium"})  # here
+        names = list({"age", "lactate", "sex", "heart", "gcs", "spo2", "sodium"})  # set of strings
         weights = torch.tensor([0.1 * len(name) for name in names[:6]])
         return super().training_step((x * weights, y), batch_idx)
 
 
 # name -> (module, data, the promise that breaks)
 PLANTED = {
-    "a fresh generator in __getitem__": ("PlainNet", "FreshGenerator", "augmentation"),
-    "a counter in the dataset": ("PlainNet", "Counter", "augmentation"),
-    "secrets in a transform": ("PlainNet", "Secrets", "augmentation"),
-    "a seed from the clock": ("PlainNet", "Clock", "augmentation"),
+    "fresh generator": ("PlainNet", "FreshGenerator", "augmentation"),
+    "counter": ("PlainNet", "Counter", "augmentation"),
+    "secrets": ("PlainNet", "Secrets", "augmentation"),
+    "clock": ("PlainNet", "Clock", "augmentation"),
     "SystemRandom": ("PlainNet", "System", "augmentation"),
-    "a generator in a lambda of a Compose": ("PlainNet", "MonaiLambda", "augmentation"),
-    "a sampler with entropy": ("PlainNet", "Moody", "order"),
-    "a sampler that goes on": ("PlainNet", "Rotating", "order"),
-    "an IterableDataset that shuffles": ("PlainNet", "Streaming", "positions"),
-    "MONAI's ThreadDataLoader": ("PlainNet", "Threads", "positions"),
-    "a collate that crops by entropy": ("PlainNet", "Cropping", "collate"),
-    "augmentation by worker number": ("PlainNet", "Workers", "workers"),
-    "a split drawn in __init__": ("PlainNet", "EarlySplit", "data set-up"),
-    "weights from an unkeyed source": ("UnkeyedWeights", "Data", "initial weights"),
-    "noise in a transfer hook": ("NoisyTransfer", "Data", "batch transfer"),
-    "a generator seeded anew in the step": ("EntropyStep", "Data", "training step"),
-    "private history in a generator": ("PrivateHistory", "Data", "training step"),
-    "the order of a set of strings": ("HashedNames", "Data", "repeat"),
+    "lambda": ("PlainNet", "MonaiLambda", "augmentation"),
+    "sampler with entropy": ("PlainNet", "Moody", "order"),
+    "sampler that goes on": ("PlainNet", "Rotating", "order"),
+    "IterableDataset": ("PlainNet", "Streaming", "positions"),
+    "ThreadDataLoader": ("PlainNet", "Threads", "positions"),
+    "collate": ("PlainNet", "Cropping", "collate"),
+    "worker number": ("PlainNet", "Workers", "workers"),
+    "early split": ("PlainNet", "EarlySplit", "data set-up"),
+    "unkeyed weights": ("UnkeyedWeights", "Data", "initial weights"),
+    "transfer hook": ("NoisyTransfer", "Data", "batch transfer"),
+    "step": ("EntropyStep", "Data", "training step"),
+    "private history": ("PrivateHistory", "Data", "training step"),
+    "set of strings": ("HashedNames", "Data", "repeat"),
 }
