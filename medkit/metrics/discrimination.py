@@ -128,7 +128,8 @@ def wilson(hits: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     share = hits / n
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    # rounding must not put the share itself outside: at 0 the lower limit comes out as 1e-18
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
 def bootstrap_counts(

@@ -115,6 +115,13 @@ def test_auprc_interval_is_wider_when_patients_have_copies_of_their_row(tied: Pa
     assert width[1] > 1.5 * width[0]
 
 
+@pytest.mark.parametrize("n", [3, 7, 55, 1000])
+def test_wilsons_interval_holds_the_share_at_its_ends(n: int) -> None:
+    for hits in (0, n):
+        low, high = wilson(hits, n)
+        assert low <= hits / n <= high
+
+
 def test_wilson_equals_scipys() -> None:
     want = binomtest(3, 40).proportion_ci(method="wilson")
     assert wilson(3, 40) == pytest.approx((want.low, want.high), abs=1e-12)
