@@ -88,7 +88,9 @@ class Tutorial(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]), prog_bar=True)
+        self.log(
+            "val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]), prog_bar=True
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
@@ -238,7 +240,9 @@ def stalls(pairs: int) -> list[float]:
             accelerator="cpu", max_steps=pairs + 3, logger=False, callbacks=[Both(), points],
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
         )  # fmt: skip
-        trainer.fit(Sum(net), DataLoader(Tensors(*rows(10_000)), batch_size=1, collate_fn=_as_it_is))
+        trainer.fit(
+            Sum(net), DataLoader(Tensors(*rows(10_000)), batch_size=1, collate_fn=_as_it_is)
+        )
     return ratios[1:]
 
 
