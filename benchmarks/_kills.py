@@ -126,6 +126,7 @@ def in_child(work: Callable[[], object], log: Path) -> int:
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(fd, 1)
         os.dup2(fd, 2)
+        sys.stdout = sys.stderr = os.fdopen(fd, "w", buffering=1)  # where a test runner has its own
         work()
         code = 0
     except SystemExit as error:

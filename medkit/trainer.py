@@ -132,6 +132,7 @@ class _RunPoints(ResumePoints):
             on_changed=run.changed,
             on_signal=run.note_signal,
             on_inexact=run.mark_inexact,
+            on_finished=self._at_end,
             **options,
         )
         self.run = run
@@ -167,9 +168,8 @@ class _RunPoints(ResumePoints):
         self.identity |= settings
         super().on_train_start(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the finished stage and what its weights are."""
-        super().on_train_end(trainer, pl_module)
+    def _at_end(self, trainer: pl.Trainer) -> None:
+        """Note what the weights are: the stage is on the disk, whatever ends the process now."""
         if trainer.is_global_zero:
             self._note_done(trainer, step=trainer.global_step)
 

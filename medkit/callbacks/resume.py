@@ -9,6 +9,7 @@ batch is a function of its place.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -119,6 +120,7 @@ class ResumePoints(Checkpoint):
         self._last_time = 0.0
         self._batches = 0  # begun since the last point: never fewer than the steps
         self._alone = True
+        self._process = 0
         self._handlers: dict[int, Any] = {}
 
     # passed over by Lightning, see KeyedSteps
@@ -170,6 +172,7 @@ class ResumePoints(Checkpoint):
                 log.begin(rows[number] if number < len(rows) else 0)
         boundary.watch(trainer, lambda: self._at_boundary(trainer))
         self.stop_signal = None
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             # after Lightning's own handlers, which end a run with exit code 0
             self._handlers = {s: signal.signal(s, self._note_signal) for s in _SIGNALS}
@@ -361,8 +364,12 @@ class ResumePoints(Checkpoint):
     # ---- signals -----------------------------------------------------------------------------
 
     def _note_signal(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker, forked with this handler: its parent decides
         if self.stop_signal is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: now, without a new point
+            if self.on_signal is not None:
+                self.on_signal(_name(signum))
+            raise TrainingInterrupted("asked twice: stopped at once, without a new point", signum)
         self.stop_signal = signum
         _log.warning("%s: a resume point at the next step boundary, then stop", _name(signum))
 
