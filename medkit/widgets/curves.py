@@ -137,7 +137,7 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
     )
     for name, line, color, style in lines:
         if line.x:
-            label, size = f"{name} {line.y[-1]:.3g}", _marker_size(line)
+            label, size = f"{name} {line.y[-1]:#.3g}", _marker_size(line)
             panel.plot(line.x, line.y, style, color=color, markersize=size, label=label)
     panel.set(ylabel=loss_label)
     _keep_spikes_from_hiding_the_rest(panel, batches.y)
@@ -148,7 +148,7 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
 def _draw_metric(panel: Axes, history: History, name: str, color: str) -> None:
     line = history.logged.get(name, Thinned())
     panel.plot(line.x, line.y, "o-", color=color, markersize=_marker_size(line))
-    last = f" {line.y[-1]:.3g}" if line.y else ""
+    last = f" {line.y[-1]:#.3g}" if line.y else ""
     panel.set_title(name + last)
     _keep_noise_small(panel, line.y)
 

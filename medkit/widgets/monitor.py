@@ -216,7 +216,7 @@ def _said(trainer: pl.Trainer, history: History, elapsed_s: float) -> tuple[floa
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     parts = [f"epoch {trainer.current_epoch + 1} of {epochs}", f"step {trainer.global_step}"]
-    parts += [f"{name} {line.y[-1]:.3g}" for name, line in history.logged.items() if line.y][:4]
+    parts += [f"{name} {line.y[-1]:#.3g}" for name, line in history.logged.items() if line.y][:4]
     share = 0.0
     if epochs and epochs > 0 and batches != float("inf"):
         share = min(1.0, (trainer.current_epoch + done / max(1, batches)) / epochs)

@@ -61,9 +61,9 @@ def test_each_axis_has_a_name_and_the_loss_its_unit() -> None:
     loss, auroc = figure.axes
     assert loss.get_ylabel() == "loss [nats per encounter]"
     assert [ax.get_xlabel() for ax in figure.axes] == ["optimizer step"] * 2
-    assert auroc.get_title() == "val/auroc 0.8"
+    assert auroc.get_title() == "val/auroc 0.800"
     labels = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert labels == ["each batch", "mean of the epoch 0.5", "val/loss 0.4"]
+    assert labels == ["each batch", "mean of the epoch 0.500", "val/loss 0.400"]
     assert {line.get_color() for ax in figure.axes for line in ax.get_lines()} <= set(COLORS)
 
 
