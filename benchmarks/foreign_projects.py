@@ -91,13 +91,11 @@ def _project(report: Report, name: str, folder: Path) -> None:
     ours, stock = FOREIGN / name / "train_medkit.py", FOREIGN / name / "train.py"
     began = time.monotonic()
     whole = _train_whole(ours, folder / f"{name}-whole")  # makes the project's data
-    again, plain, plain_again = _side_by_side(
-        [
-            lambda: _train_whole(ours, folder / f"{name}-again"),
-            lambda: _train_whole(stock, folder / f"{name}-plain"),
-            lambda: _train_whole(stock, folder / f"{name}-plain-again"),
-        ]
-    )
+    work = [lambda: _train_whole(stock, folder / f"{name}-plain")]
+    if not report.quick:
+        work.append(lambda: _train_whole(stock, folder / f"{name}-plain-again"))
+        work.append(lambda: _train_whole(ours, folder / f"{name}-again"))
+    plain, *repeated = _side_by_side(work)
     steps = whole["step"]
     killed: list[dict[str, Any]] = []
     plain_killed: list[dict[str, Any]] = []
@@ -105,7 +103,7 @@ def _project(report: Report, name: str, folder: Path) -> None:
     while (
         _kills(killed) < wanted or _kills(plain_killed) < plain_wanted
     ):  # a kill may come too late
-        work = []
+        work.clear()
         for n in range(-(-(wanted - _kills(killed)) // KILLS_A_RUN)):
             out = folder / f"{name}-k{len(killed) + n}"
             plan = _plan(draw, steps, KILLS_A_RUN, alone=name == "lesions" and n == 0)
@@ -123,25 +121,20 @@ def _project(report: Report, name: str, folder: Path) -> None:
     same_csv = _kills([r for r in killed if r["metrics_csv"] == whole["metrics_csv"]])
     stock_exact = _kills([r for r in plain_killed if r["weights"] == plain["weights"]])
     stock_text = f"stock Lightning {stock_exact}/{_kills(plain_killed)}"
-    repeats = "repeats" if plain["weights"] == plain_again["weights"] else "does not repeat"
     report.share(
         f"{name}/kills with the same weights", exact, kills, at_least=1.0, peers=stock_text
     )
     report.share(f"{name}/kills with the same metrics.csv", same_csv, kills, at_least=1.0)
-    same = whole["weights"] == again["weights"] and whole["metrics_csv"] == again["metrics_csv"]
-    report.share(
-        f"{name}/repeated, same bits",
-        int(same),
-        1,
-        at_least=1.0,
-        peers=f"stock Lightning {repeats}",
-    )
     if not report.quick:
+        plain_again, again = repeated
+        stock_word = "repeats" if plain["weights"] == plain_again["weights"] else "does not repeat"
         fresh = _fresh_processes(ours, folder / f"{name}-fresh", steps // 2)
-        equal = (
-            fresh["weights"] == whole["weights"] and fresh["metrics_csv"] == whole["metrics_csv"]
-        )
-        report.share(f"{name}/fresh processes, one kill, same bits", int(equal), 1, at_least=1.0)
+        for what, other, peers in (
+            ("repeated", again, f"stock Lightning {stock_word}"),
+            ("fresh processes, one kill", fresh, ""),
+        ):
+            same = all(other[key] == whole[key] for key in ("weights", "metrics_csv"))
+            report.share(f"{name}/{what}, same bits", int(same), 1, at_least=1.0, peers=peers)
     moved = sum(r["resumed_at"] > 0 for r in killed)
     report.note(
         f"{name}: {steps} steps, {kills} kills, {moved}/{len(killed)} runs last resumed from a "

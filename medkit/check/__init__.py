@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from medkit import keyed as keys
+
 _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "medkit")
 
 
@@ -74,10 +76,11 @@ def check(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's talk out of the table, and put torch's deterministic mode back."""
+    """Keep Lightning's talk out of the table; put generators and deterministic mode back."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    state = keys.get_globals()
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -88,6 +91,7 @@ def quiet() -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        keys.restore_globals(state)
 
 
 def _progress(promise: str, number: int, total: int) -> None:

@@ -92,7 +92,8 @@ def _state_of(value: Any) -> Any:
         state = sorted(value, key=repr)
     elif isinstance(value, types.GeneratorType):
         frame = value.gi_frame
-        state = [] if frame is None else [frame.f_lasti, *frame.f_locals.values()]
+        locals_ = [] if frame is None else [frame.f_lasti, *frame.f_locals.values()]
+        state = [*locals_, value.gi_yieldfrom]
     elif package == "itertools" or kind.__name__ in _ITERATORS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some may not be copied from Python 3.14 on

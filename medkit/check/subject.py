@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from medkit.check.trace import is_theirs
 from medkit.data.loader import keyed
 
 SEED = 0
+_log = logging.getLogger(__name__)
 
 
 class SpecError(ValueError):
@@ -49,9 +51,13 @@ class Subject:
         return found
 
     def sources(self) -> str:
-        """Return the text of somebody's own modules, as far as they are loaded."""
+        """Return the text of somebody's own modules that lie beside the two, if loaded."""
         files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
-        own = [file for file in files if file.endswith(".py") and is_theirs(file, self.roots)]
+        beside = tuple(
+            root if root.endswith("/") else f"{Path(root).parent}/" for root in self.roots
+        )
+        own = [f for f in files if f.endswith(".py") and f.startswith(beside)]
+        own = [file for file in own if is_theirs(file, self.roots)]
         return "\n".join(Path(file).read_text(encoding="utf-8", errors="replace") for file in own)
 
 
@@ -91,6 +97,13 @@ def load(module_spec: str, data_spec: str) -> Subject:
             raise _wrong_kind(data_spec, "a LightningDataModule or a DataLoader", built)
         return built
 
+    for build in (module, data):
+        try:
+            build()
+        except SpecError:
+            raise
+        except Exception as error:  # their own error: the round that meets it reports it
+            _log.info("%s", error)
     return Subject(module_spec, data_spec, module, data, (module_root, data_root))
 
 
