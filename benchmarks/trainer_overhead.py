@@ -24,15 +24,15 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 warnings.filterwarnings("ignore")
 
-import pytorch_lightning as pl  # noqa: E402
-import torch  # noqa: E402
-from report import Interval, Report  # noqa: E402
-from scipy.stats import binom  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
+import pytorch_lightning as pl
+import torch
+from report import Interval, Report
+from scipy.stats import binom
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from medkit.callbacks.resume import ResumePoints  # noqa: E402
-from medkit.trainer import keyed, stable_trainer, start_run  # noqa: E402
+from medkit.callbacks.resume import ResumePoints
+from medkit.trainer import keyed, stable_trainer, start_run
 
 ROWS, FEATURES, BATCH, EPOCHS = 2_000, 20, 64, 20  # 640 steps
 POINT_EVERY = 120  # five resume points inside a run, and the finished one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class KeyedFetch(Dataset[Any]):
             samples = []
             for position, row in enumerate(place.rows, start=place.start):
                 where = ("augment", place.epoch, position)
-                samples.append(self._keyed(lambda row=row: self.dataset[row], *where))
+                samples.append(self._keyed(partial(self.dataset.__getitem__, row), *where))
         return self._keyed(lambda: self.collate(samples), "collate", place.epoch, place.batch)
 
     def _fetch_raw(self, place: PlaceBatch, fetch_many: Callable[[Any], Any] | None) -> Any:
