@@ -82,7 +82,8 @@ def quiet_notebook() -> None:
         ".*LeafSpec.* is deprecated",
         ".*does not have many workers",
         ".*logging interval",
-        ".*exists and is not empty",  # a fit that goes on
+        ".*exists and is not empty",  # a fit that goes on ...
+        ".*your dataloader is not resumable",  # ... and whose keyed loader needs no state
         "To exit: use 'exit'",  # after Stop: nobody wants to leave
     ):
         warnings.filterwarnings("ignore", text)

@@ -142,7 +142,9 @@ def test_stop_in_the_middle_of_a_fit_and_going_on_changes_no_bit(lab: Lab) -> No
     pid = lab.value("__import__('os').getpid()")
     request = lab.send(lab.cells["fit-code"])
     progress = run_dir / "logs" / "progress.json"
+    end = time.monotonic() + TIMEOUT_S
     while not progress.exists():  # it is written at the first step
+        assert time.monotonic() < end, "the fit has not begun"
         time.sleep(0.01)
     time.sleep(0.1)
     lab.manager.interrupt_kernel()
