@@ -33,8 +33,9 @@ _CHECKPOINT_KEYS = frozenset(
         "current_score",
     ]
 )
+_HIDDEN_KEYS = _MODULE_KEYS | {""}  # of modules that are not registered: they have no state dict
 _TAG = "medkit:"
-_BUFFER = "buffer:"
+_TENSOR = "tensor:"
 # objects of these are not looked into: machinery, data, and what has a state of its own
 _LIBRARIES = frozenset(
     [
@@ -101,8 +102,8 @@ class ChangedAttributes:
         device = trainer.strategy.root_device
         for who, holder, _ in holders(trainer):
             for name, value in waiting.pop(who, {}).items():
-                if name.startswith(_BUFFER):
-                    _set_buffer(holder, name.removeprefix(_BUFFER), unpack(value, None, device))
+                if name.startswith(_TENSOR):
+                    _set_tensor(holder, name.removeprefix(_TENSOR), unpack(value, None, device))
                 else:
                     vars(holder)[name] = unpack(value, vars(holder).get(name), device)
         module = trainer.lightning_module
@@ -147,6 +148,10 @@ def _helpers(
         elif isinstance(value, list | tuple) and len(value) <= _MOST:
             inside = [(f"{name}[{number}]", part) for number, part in enumerate(value)]
         for place, part in inside:
+            if part is not value and isinstance(part, nn.Module) and id(part) not in seen:
+                for name, module in part.named_modules():  # a list hides it from the state dict
+                    seen.add(id(module))
+                    yield f"{who}.{place}:{name}", module, _HIDDEN_KEYS
             if not is_helper(part) or id(part) in seen or len(seen) > _MOST:
                 continue
             seen.add(id(part))
@@ -287,14 +292,20 @@ def _packed(
         except NotPlainError:
             continue  # an object; `medkit check` tells whether it matters
     if isinstance(holder, nn.Module):
-        for name in sorted(holder._non_persistent_buffers_set):
-            found[f"{_BUFFER}{name}"] = pack(holder._buffers[name], freeze)
+        tensors: dict[str, Tensor | None] = dict(holder._buffers)
+        if skip is _HIDDEN_KEYS:
+            tensors |= holder._parameters
+        else:
+            tensors = {name: tensors[name] for name in sorted(holder._non_persistent_buffers_set)}
+        for name, tensor in tensors.items():
+            plain_tensor = tensor.data if isinstance(tensor, nn.Parameter) else tensor
+            found[f"{_TENSOR}{name}"] = pack(plain_tensor, freeze)
     return found
 
 
-def _set_buffer(holder: Any, name: str, value: Tensor | None) -> None:
-    """Fill a buffer that no state dict holds; others may hold the same tensor."""
-    mine = holder._buffers.get(name)
+def _set_tensor(holder: Any, name: str, value: Tensor | None) -> None:
+    """Fill a buffer or parameter that no state dict holds; others may hold the same tensor."""
+    mine = holder._parameters.get(name, holder._buffers.get(name))
     if mine is None or value is None or mine.shape != value.shape:
         holder._buffers[name] = value
     else:

@@ -37,10 +37,12 @@ from medkit.record.checkpoints import (
     prune,
     set_aside,
 )
+from medkit.record.identity import difference
 
 _log = logging.getLogger(__name__)
 _KEY = "medkit"
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_FIRST_AFTER_S = 5.0
 
 
 class TrainingInterrupted(SystemExit):
@@ -69,7 +71,8 @@ class ResumePoints(Checkpoint):
     Args:
         folder: Where the stage's points go; one fit writes there.
         every_n_steps: A point every so many optimizer steps; None for none by count.
-        every_s: A point when this many seconds have passed since the last; None for none by time.
+        every_s: A point when this many seconds have passed since the last, the first of a fit after
+            5 at most; None for none by time.
         keep: Points kept.
         identity: Plain settings of the fit; a resume under others is refused, or, when
             ``on_changed`` returns, goes on.
@@ -162,7 +165,9 @@ class ResumePoints(Checkpoint):
         if orphans:
             _log.info("removed %d files that a kill left in %s", len(orphans), self.folder)
         rows: list[int] = []
-        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._last_step = trainer.global_step
+        early = max(0.0, (self.every_s or 0.0) - _FIRST_AFTER_S)  # the first point comes soon
+        self._last_time = time.monotonic() - early
         self._batches, self._alone = 0, trainer.world_size == 1
         if self._resumed is not None:
             rows = self._resumed["ranks"][trainer.global_rank]["log_rows"]
@@ -375,7 +380,7 @@ class ResumePoints(Checkpoint):
 
     def _stop(self, trainer: pl.Trainer, batch_idx: int) -> None:
         signum = self.stop_signal if self.stop_signal is not None else signal.SIGTERM
-        if self.on_signal is not None:
+        if self.on_signal is not None and self.stop_signal is not None:  # else another rank's
             self.on_signal(_name(signum))
         raise TrainingInterrupted(
             f"{_name(signum)}: training stopped before batch {batch_idx} of epoch "
@@ -393,7 +398,8 @@ class ResumePoints(Checkpoint):
 
 def describe_changes(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Say which settings differ, and what can be done."""
-    lines = [f"{key} was {value['was']!r}, is {value['is']!r}" for key, value in found.items()]
+    plainly = sorted(found, key=lambda key: key.endswith("_sha256"))  # what can be read comes first
+    lines = [difference(key, found[key]["was"], found[key]["is"]) for key in plainly]
     return (
         "a run is resumed under the settings it was started with, but "
         + "; ".join(lines)

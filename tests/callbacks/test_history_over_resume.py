@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Sampler, Subset
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from benchmarks._kills import Kill
@@ -394,6 +395,22 @@ class Centred(Net):
         return F.cross_entropy(out - self.centre, batch[1])
 
 
+class Hidden(Net):
+    """Keeps a metric and a normalisation where no state dict finds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics, self.norms = [MeanMetric()], {"last": nn.BatchNorm1d(2)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        out = self.norms["last"](self.net(batch[0]))
+        self.metrics[0].update(float(out.abs().sum()))
+        return F.cross_entropy(out, batch[1]) * self.metrics[0].compute()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/shift", self.norms["last"].running_mean.sum())
+
+
 class LogsSometimes(Net):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
@@ -519,6 +536,7 @@ PEOPLE: dict[str, Train] = {
     "a module that begins anew in on_train_start": training(BeginsAnew),
     "a teacher copied in on_train_start": training(Teacher),
     "a buffer that is not persistent": training(Centred),
+    "modules in a list and a dict": training(Hidden),
     "metrics logged at some batches only": training(LogsSometimes),
     "a torchmetric over an epoch": training(WithMetric, accumulate_grad_batches=4),
     "a callback that counts batches as they begin": training(callbacks=lambda: [LowersTheRate()]),
