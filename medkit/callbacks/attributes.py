@@ -8,11 +8,10 @@ values, and put back in the same types, so that what is computed from them goes 
 from __future__ import annotations
 
 import enum
+import math
 import random
 import types
-from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from medkit.callbacks.packing import ATOMS, TAG, pack, unpack
 from medkit.callbacks.state import NotPlainError
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _MODULE_KEYS = frozenset(vars(nn.Module())) | frozenset(vars(pl.LightningModule())) - {"training"}
 # what ModelCheckpoint decides by and its state_dict leaves out
 _CHECKPOINT_KEYS = frozenset(
@@ -34,7 +33,6 @@ _CHECKPOINT_KEYS = frozenset(
     ]
 )
 _HIDDEN_KEYS = _MODULE_KEYS | {""}  # of modules that are not registered: they have no state dict
-_TAG = "medkit:"
 _TENSOR = "tensor:"
 # objects of these are not looked into: machinery, data, and what has a state of its own
 _LIBRARIES = frozenset(
@@ -62,7 +60,9 @@ _NOT_HELPERS: tuple[Any, ...] = (
 )
 # kept and stepped by hand
 _STATEFUL = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
+_DATA = (pl.LightningDataModule, Dataset)
 _DEEPEST = 4
+_FEW = 64  # entries; a dataset's longer lists are data
 _MOST = 500
 
 
@@ -118,7 +118,7 @@ def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]
     """Yield name, object and attributes to leave out of all that may keep state during a fit.
 
     These are the modules, other people's callbacks, and the helper objects in their attributes,
-    lists and dicts.
+    lists and dicts; of the data, what is small.
     """
     seen: set[int] = set()
     for name, module in trainer.lightning_module.named_modules():
@@ -134,13 +134,63 @@ def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]
             continue  # they keep what they need
         yield who, callback, skip
         yield from _helpers(who, callback, skip, seen)
+    for who, data in _data(trainer, seen):
+        yield who, data, _not_settings(data)
+        for place, helper, _ in _helpers(who, data, frozenset(), seen):
+            yield place, helper, _not_settings(helper)
+
+
+def _data(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, object]]:
+    """Yield the DataModule and the datasets it leads to, with their names.
+
+    A hook may set how hard the data are (``on_train_epoch_start``), and a resume in the middle of
+    an epoch does not call it again.
+    """
+    source = trainer.fit_loop._data_source.instance
+    loaders = trainer.fit_loop._combined_loader
+    waiting: list[tuple[str, object]] = [("data", trainer.datamodule or source)]
+    waiting += [(f"data:{n}", x) for n, x in enumerate(loaders.flattened if loaders else ())]
+    while waiting:
+        who, data = waiting.pop(0)
+        if id(data) in seen or not isinstance(getattr(data, "__dict__", None), dict):
+            continue
+        seen.add(id(data))
+        if isinstance(data, _DATA):
+            yield who, data
+        for name, part in vars(data).items():
+            parts = part if isinstance(part, list | tuple) and len(part) < _FEW else [part]
+            waiting += [(f"{who}.{name}[{n}]", x) for n, x in enumerate(parts) if _is_data(x)]
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, (*_DATA, DataLoader)) and not isinstance(value, nn.Module)
+
+
+def _not_settings(data: object) -> frozenset[str]:
+    """Return the attributes that are no settings: data, caches, Lightning's."""
+    lightning = vars(pl.LightningDataModule()) if isinstance(data, pl.LightningDataModule) else ()
+    return frozenset(
+        name for name, value in vars(data).items() if not _is_small(value)
+    ) | frozenset(lightning)
+
+
+def _is_small(value: object, depth: int = 2) -> bool:
+    if isinstance(value, str | bytes):
+        return len(value) < 1000
+    if isinstance(value, Tensor | np.ndarray):
+        return math.prod(value.shape) <= _FEW
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return len(value) <= _FEW and depth > 0 and all(_is_small(v, depth - 1) for v in value)
+    return type(value) in _ATOMS or isinstance(value, np.generic | enum.Enum | Path)
 
 
 def _helpers(
     who: str, holder: object, skip: frozenset[str], seen: set[int], depth: int = 1
 ) -> Iterator[tuple[str, object, frozenset[str]]]:
     for name, value in list(vars(holder).items()):
-        if name in skip or type(value) in _ATOMS:
+        if name in skip or type(value) in ATOMS:
             continue
         inside: list[tuple[str, object]] = [(name, value)]
         if isinstance(value, Mapping) and len(value) <= _MOST:
@@ -162,113 +212,12 @@ def _helpers(
 
 def is_helper(value: object) -> bool:
     """Whether this is an object of somebody's own class that keeps attributes."""
-    if type(value) in _ATOMS or isinstance(value, _NOT_HELPERS):
+    if type(value) in ATOMS or isinstance(value, _NOT_HELPERS):
         return False
     package = type(value).__module__.partition(".")[0]
     if package in _LIBRARIES or isinstance(value, enum.Enum):
         return False
     return isinstance(getattr(value, "__dict__", None), dict)
-
-
-def pack(value: Any, freeze: bool = False) -> Any:
-    """Return ``value`` as plain values and tensors, its type kept where it matters.
-
-    Args:
-        value: An attribute.
-        freeze: Clone tensors, so that the result does not change with them.
-
-    Raises:
-        NotPlainError: When it holds anything that has no plain form.
-    """
-    kind = type(value)
-    if kind in _ATOMS or isinstance(value, torch.dtype | torch.device | torch.Size):
-        return value
-    if isinstance(value, nn.Parameter):
-        raise NotPlainError("a parameter is in the weights, and must stay the one it is")
-    if isinstance(value, Tensor):
-        tensor = value.detach().as_subclass(Tensor)  # a MetaTensor cannot be loaded safely
-        tensor = tensor.clone() if freeze else tensor
-        return tensor if value.device.type == "cpu" else (f"{_TAG}device", tensor)
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-        if isinstance(value, np.generic):
-            return (f"{_TAG}scalar", value.dtype.name, value.item())
-        return (f"{_TAG}array", torch.from_numpy(np.array(value, value.dtype.newbyteorder("="))))
-    if isinstance(value, Mapping):
-        return {_key(k): pack(v, freeze) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        items = [pack(v, freeze) for v in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, deque):
-        return (f"{_TAG}deque", [pack(v, freeze) for v in value], value.maxlen)
-    if isinstance(value, set | frozenset):
-        return (f"{_TAG}{kind.__name__}", [pack(v, freeze) for v in value])
-    if isinstance(value, Path):
-        return (f"{_TAG}path", str(value))
-    if isinstance(value, enum.Enum):
-        return (f"{_TAG}enum", pack(value.value))
-    raise NotPlainError(f"{kind.__module__}.{kind.__qualname__} has no plain form")
-
-
-def unpack(packed: Any, like: Any = None, device: torch.device | str = "cpu") -> Any:
-    """Turn what :func:`pack` returned into a value again.
-
-    Args:
-        packed: The plain form.
-        like: What stands in the attribute now: its container is filled where the kind is the same
-            (a ``defaultdict`` keeps its factory, and others that hold the container see it).
-        device: Where tensors go that were not on the host.
-    """
-    if isinstance(packed, dict):
-        fresh = {key: unpack(part, None, device) for key, part in packed.items()}
-        if not isinstance(like, MutableMapping):
-            return fresh
-        like.clear()
-        like.update(fresh)
-        return like
-    if isinstance(packed, list):
-        items = [unpack(part, None, device) for part in packed]
-        if not isinstance(like, list):
-            return items
-        like[:] = items
-        return like
-    if not isinstance(packed, tuple) or isinstance(packed, torch.Size):
-        return packed
-    tag = packed[0] if packed and isinstance(packed[0], str) else ""
-    if tag.startswith(_TAG):
-        return _untag(tag.removeprefix(_TAG), packed, like, device)
-    parts = (unpack(part, None, device) for part in packed)
-    return type(like)._make(parts) if hasattr(like, "_make") else tuple(parts)
-
-
-def _untag(tag: str, packed: tuple[Any, ...], like: Any, device: torch.device | str) -> Any:
-    if tag == "device":
-        return packed[1].to(device)
-    if tag in {"module", "stateful"}:
-        if hasattr(like, "load_state_dict"):
-            like.load_state_dict(unpack(packed[1], None, device))
-        return like
-    if tag == "array":
-        return packed[1].cpu().numpy().copy()
-    if tag == "scalar":
-        return np.dtype(packed[1]).type(packed[2])
-    if tag == "path":
-        return Path(packed[1])
-    if tag == "enum":
-        return type(like)(unpack(packed[1])) if isinstance(like, enum.Enum) else unpack(packed[1])
-    items = [unpack(part, None, device) for part in packed[1]]
-    if tag == "deque":
-        if isinstance(like, deque) and like.maxlen == packed[2]:
-            like.clear()
-            like.extend(items)
-            return like
-        return deque(items, packed[2])
-    return frozenset(items) if tag == "frozenset" else set(items)
-
-
-def _key(key: Any) -> Any:
-    if type(key) not in _ATOMS and type(key) is not tuple:
-        raise NotPlainError(f"a key of {type(key).__qualname__} has no plain form")
-    return key
 
 
 def _packed(
@@ -282,11 +231,11 @@ def _packed(
         try:
             if isinstance(value, _STATEFUL):
                 if not _is_trainers(trainer, value):
-                    found[name] = (f"{_TAG}stateful", pack(value.state_dict(), freeze))
+                    found[name] = (f"{TAG}stateful", pack(value.state_dict(), freeze))
                 continue
             if isinstance(value, nn.Module):  # a shadow of the net, which no checkpoint holds
                 if not isinstance(holder, nn.Module) and not _is_registered(trainer, value):
-                    found[name] = (f"{_TAG}module", pack(dict(value.state_dict()), freeze))
+                    found[name] = (f"{TAG}module", pack(dict(value.state_dict()), freeze))
                 continue
             found[name] = pack(value, freeze)
         except NotPlainError:

@@ -292,23 +292,25 @@ class ResumePoints(Checkpoint):
             return True
         return self.every_s is not None and time.monotonic() >= self._last_time + self.every_s
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
+    def _is_due(self, trainer: pl.Trainer) -> tuple[bool, bool]:
+        """Return whether a point is due by count, and whether by time."""
         done = trainer.global_step - self._last_step
         if done <= 0:
-            return False
+            return False, False
         by_count = self.every_n_steps is not None and done >= self.every_n_steps
         by_time = self.every_s is not None and time.monotonic() - self._last_time >= self.every_s
-        return by_count or by_time
+        return by_count, by_time
 
     def _agree(self, trainer: pl.Trainer) -> tuple[bool, bool]:
         """Return whether to take a point and whether to stop; all processes do the same."""
-        wishes = [self._is_due(trainer), self.stop_signal is not None, not self._writer.idle()]
+        wishes = [*self._is_due(trainer), self.stop_signal is not None, not self._writer.idle()]
         if trainer.world_size > 1:  # what one wants, all do; only the first of them writes
             votes = torch.tensor(wishes, dtype=torch.int32, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
             wishes = [bool(vote) for vote in votes]
-        due, stop, busy = wishes
-        return due and not busy, stop
+        by_count, by_time, stop, busy = wishes
+        # a point by count is where it was asked for; one by time can wait for a slow disk
+        return by_count or (by_time and not busy), stop
 
     def _save(
         self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
