@@ -173,7 +173,7 @@ class Job:
 def environment(home: Path) -> dict[str, str]:
     """Ours, without what a job of ours would have put there."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MEDKIT_")}
-    return clean | {"MEDKIT_KEY_FILE": str(home / "pseudonym.key")}
+    return clean | {"MEDKIT_KEY_FILE": str(home / "pseudonym.key"), "PYTHONPATH": str(ROOT)}
 
 
 def job_command(path: Path, out: Path, *options: str) -> list[str]:
