@@ -113,7 +113,7 @@ class Run:
         path = newest_sound(self.folder.stage_dir(stage), on_damaged)
         if path is None:
             if self.resumed:
-                _log.warning("stage %r has no sound resume point: it starts afresh", stage)
+                _log.warning("stage %r has no resume point yet: it starts at its first step", stage)
                 self.count_wasted(stage, from_step=0)
             self.ledger.cut_after(stage, -1)
             return None
@@ -181,12 +181,9 @@ class Run:
         with self.folder.editing() as content:
             stages = content.setdefault("stages", {})
             stages[stage] = {"status": "done", "step": step, "weights_sha256": weights_sha256}
-            lines = [
-                f"{name} {stages[name]['weights_sha256']}\n"
-                for name in sorted(stages)
-                if "weights_sha256" in stages[name]
-            ]
-            content["weights_sha256"] = sha256_text("".join(lines))
+            ends = {k: v["weights_sha256"] for k, v in stages.items() if "weights_sha256" in v}
+            lines = "".join(f"{name} {ends[name]}\n" for name in sorted(ends))
+            content["weights_sha256"] = sha256_text(lines) if len(ends) > 1 else weights_sha256
 
     def count_wasted(self, stage: str, *, from_step: int) -> None:
         """Add the steps to the run's cost that an attempt trained after its last resume point."""
@@ -224,6 +221,7 @@ class Run:
                 whole = whole and not content.get("interrupted_by")
                 content["status"] = status or ("done" if whole else "interrupted")
                 content["end"] = now()
+                content["attempts"][-1] |= {"end": content["end"], "how": content["status"]}
         if self._lock is not None:
             self._lock.release()
 
@@ -247,7 +245,9 @@ class Run:
         if not self.allow_inexact:
             raise SettingsChangedError(describe_changes(found))
         for key, value in found.items():
-            self.mark_inexact(f"resumed although {key} was {value['was']!r}, is {value['is']!r}")
+            self.mark_inexact(
+                f"resumed although {identities.difference(key, value['was'], value['is'])}"
+            )
 
 
 def start_run(
@@ -332,13 +332,14 @@ def _enter(run: Run) -> None:
         "hardware_class": hardware_class(),
     }
     if not folder.exists():
-        RunFolder.create(
-            run.dir, **fresh, notebook=script_name(), command=[str(word) for word in sys.argv]
-        )
+        words = [str(word) for word in sys.argv]
+        first = [_attempt()]
+        RunFolder.create(run.dir, **fresh, notebook=script_name(), command=words, attempts=first)
     elif not run.launched and folder.read().get("status") == "done":
+        digest = folder.read().get("weights_sha256", "none")
         raise FileExistsError(
-            f"{run.dir} holds a finished run. Choose another folder for a new one, or read its "
-            "metrics.json and report."
+            f"{run.dir} must be a new folder or hold an unfinished run, and it holds a finished "
+            f"run (weights_sha256 {digest}). Choose another folder for a new one."
         )
     content = folder.read()
     me = _identity(run, content)
@@ -354,10 +355,17 @@ def _enter(run: Run) -> None:
             content["last_seen"] = {key: read_json(progress)[key] for key in ("stage", "step")}
         if not run.launched:
             attempts = content.setdefault("attempts", [])
-            attempts.append({"start": now(), "end": None, "how": "resumed"})
+            for attempt in attempts:  # a killed process could not close its own
+                if attempt["how"] == "running":
+                    attempt["how"] = "killed"
+            attempts.append(_attempt())
             content["status"] = "running"
         content["interrupted_by"] = None
         content["end"] = None
+
+
+def _attempt() -> dict[str, Any]:
+    return {"start": now(), "end": None, "how": "running"}
 
 
 def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_an_unfinished_run_is_gone_on_with(tmp_path: Path) -> None:
     assert run.resumed
     assert content["status"] == "running"
     assert content["interrupted_by"] is None
-    assert [attempt["how"] for attempt in content["attempts"]] == ["resumed"]
+    assert [attempt["how"] for attempt in content["attempts"]] == ["interrupted", "running"]
     assert content["exact"] is True
 
 
@@ -135,7 +135,9 @@ def test_cost_adds_up_over_attempts(tmp_path: Path) -> None:
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:
     start_run(tmp_path / "a", seed=7).finish()
     before = record(tmp_path / "a")
-    with pytest.raises(FileExistsError, match=r"holds a finished run\. Choose another folder"):
+    with pytest.raises(
+        FileExistsError, match=r"holds a finished run \(weights_sha256 none\)\. Choose"
+    ):
         start_run(tmp_path / "a", seed=7)
     assert record(tmp_path / "a") == before
     assert not is_locked(tmp_path / "a")
@@ -203,8 +205,8 @@ OTHERS = {
     "quick": Other("quick was False, is True", {"quick": True}),
     "threads": Other("hardware_class.threads was 1, is 2", {"threads": 2}),
     "parameters": Other("parameters.lr was None, is 0.1", {}, other_parameters),
-    "script": Other("notebook_sha256 was", {}, other_script),
-    "code": Other("code_sha256 was", {}, other_code),
+    "script": Other("notebook_sha256", {}, other_script),
+    "code": Other("code_sha256", {}, other_code),
     "torch": Other("environment.torch was '2.", {}, other_torch),
 }
 

@@ -263,7 +263,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "batch size": ({"batch_size": 4}, "batch_size was [8], is [4]"),
     "rows": ({"data": rows(n=24)}, "rows was [32], is [24]"),
-    "values": ({"data": rows(seed=5)}, "samples_sha256 was"),
+    "values": ({"data": rows(seed=5)}, "samples_sha256"),
 }
 
 
@@ -297,7 +297,7 @@ def test_a_module_that_was_edited_is_refused(
     net = importlib.import_module("my_net").MyNet
     cut_short(tmp_path / "run", net=net)
     source.write_text(source.read_text() + "    dropout = 0.4\n")
-    with pytest.raises(SettingsChangedError, match="module_sha256 was"):
+    with pytest.raises(SettingsChangedError, match="module_sha256"):
         go_on(tmp_path / "run", net=net)
 
 

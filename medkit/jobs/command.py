@@ -113,5 +113,8 @@ def bad_end(plan: Plan, folder: RunFolder, ending: Ending) -> str:
         lines.append(f"likely cause: {ending.cause}")
     lines.append(f"report: {folder.path / 'report.html'}")
     again = ["medkit", "run", str(plan.notebook.path), "--out", str(folder.path), "--resume"]
-    lines.append(f"go on with: {shlex.join(again)}")
+    if ending.status == "failed":  # the same again would end the same
+        lines.append(f"once what it names is mended: {shlex.join(again)}")
+    else:
+        lines.append(f"go on with: {shlex.join(again)}")
     return "\n".join([*lines, ""])

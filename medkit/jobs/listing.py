@@ -41,6 +41,7 @@ def _row(run: RunFolder, root: Path) -> tuple[str, ...]:
     except ValueError:  # one damaged file must not hide the other runs
         return (name, "damaged", "", "", RUN_NAME, "")
     exact = {True: "yes", False: "no", None: ""}[facts.get("exact")]
+    exact = "-" if exact == "yes" and status != "done" else exact
     wall = (facts.get("cost") or {}).get("wall_s")
     start = str(facts.get("start", ""))[:19].replace("T", " ")
     quick = " quick" if facts.get("quick") else ""
@@ -98,6 +99,11 @@ def logs_command(run_dir: str, *, follow: bool) -> int:
     if not run.exists():
         raise UsageError(f"{run_dir} is no run folder: it holds no {RUN_NAME}.")
     path = run.path / "logs" / "output.log"
+    if not path.exists() and not follow:
+        raise UsageError(
+            f"{run_dir} has no log: what a script prints goes where the script was started. "
+            "A log is kept by `medkit run`."
+        )
     position = 0
     while True:
         live = follow and is_locked(run.path)  # asked before reading: nothing said last is missed

@@ -197,7 +197,8 @@ def newest_unfinished(request: Request, notebook: Notebook, parameters: Mapping[
     found = "\n  ".join(["", *others[:5]]) if others else " none at all."
     raise UsageError(
         f"--resume found no unfinished run of {notebook.shown} with these parameters under {base}. "
-        f"Unfinished ones with other parameters:{found}\nName its folder with --out, or leave "
+        f"Unfinished ones with other parameters:{found}\n"
+        "Name its folder with --out (`medkit runs` lists those begun with --out too), or leave "
         "--resume out."
     )
 

@@ -106,5 +106,20 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
         if isinstance(was, Mapping) and isinstance(now, Mapping):
             lines += compare(was, now, f"{prefix}{key}.")
         elif was != now:
-            lines.append(f"{prefix}{key} was {was!r}, is {now!r}")
+            lines.append(difference(f"{prefix}{key}", was, now))
     return lines
+
+
+_CONTENT_OF = {
+    "code_sha256": "medkit's own code",
+    "notebook_sha256": "the code of the notebook or script",
+    "module_sha256": "the file of the LightningModule's code",
+    "samples_sha256": "the first samples of the training data",
+}
+
+
+def difference(name: str, was: Any, now: Any) -> str:
+    """Say in words that a value changed; digests tell a reader nothing and are named instead."""
+    if name in _CONTENT_OF:
+        return f"{_CONTENT_OF[name]} ({name}) has changed"
+    return f"{name} was {was!r}, is {now!r}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
-from captum.attr import IntegratedGradients
 from torch import Tensor, nn
+
+with warnings.catch_warnings():  # tqdm, which Captum imports, asks for JupyterLab's widgets
+    warnings.simplefilter("ignore")
+    from captum.attr import IntegratedGradients
 
 
 @dataclass(frozen=True)
