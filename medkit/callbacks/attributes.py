@@ -8,7 +8,6 @@ values, and put back in the same types, so that what is computed from them goes 
 from __future__ import annotations
 
 import enum
-import math
 import random
 import types
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from medkit.callbacks.data_settings import data_holders, no_settings
 from medkit.callbacks.packing import ATOMS, TAG, pack, unpack
 from medkit.callbacks.state import NotPlainError
 
@@ -60,9 +60,7 @@ _NOT_HELPERS: tuple[Any, ...] = (
 )
 # kept and stepped by hand
 _STATEFUL = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-_DATA = (pl.LightningDataModule, Dataset)
 _DEEPEST = 4
-_FEW = 64  # entries; a dataset's longer lists are data
 _MOST = 500
 
 
@@ -134,56 +132,10 @@ def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]
             continue  # they keep what they need
         yield who, callback, skip
         yield from _helpers(who, callback, skip, seen)
-    for who, data in _data(trainer, seen):
-        yield who, data, _not_settings(data)
+    for who, data in data_holders(trainer, seen):
+        yield who, data, no_settings(data)
         for place, helper, _ in _helpers(who, data, frozenset(), seen):
-            yield place, helper, _not_settings(helper)
-
-
-def _data(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, object]]:
-    """Yield the DataModule and the datasets it leads to, with their names.
-
-    A hook may set how hard the data are (``on_train_epoch_start``), and a resume in the middle of
-    an epoch does not call it again.
-    """
-    source = trainer.fit_loop._data_source.instance
-    loaders = trainer.fit_loop._combined_loader
-    waiting: list[tuple[str, object]] = [("data", trainer.datamodule or source)]
-    waiting += [(f"data:{n}", x) for n, x in enumerate(loaders.flattened if loaders else ())]
-    while waiting:
-        who, data = waiting.pop(0)
-        if id(data) in seen or not isinstance(getattr(data, "__dict__", None), dict):
-            continue
-        seen.add(id(data))
-        if isinstance(data, _DATA):
-            yield who, data
-        for name, part in vars(data).items():
-            parts = part if isinstance(part, list | tuple) and len(part) < _FEW else [part]
-            waiting += [(f"{who}.{name}[{n}]", x) for n, x in enumerate(parts) if _is_data(x)]
-
-
-def _is_data(value: object) -> bool:
-    return isinstance(value, (*_DATA, DataLoader)) and not isinstance(value, nn.Module)
-
-
-def _not_settings(data: object) -> frozenset[str]:
-    """Return the attributes that are no settings: data, caches, Lightning's."""
-    lightning = vars(pl.LightningDataModule()) if isinstance(data, pl.LightningDataModule) else ()
-    return frozenset(
-        name for name, value in vars(data).items() if not _is_small(value)
-    ) | frozenset(lightning)
-
-
-def _is_small(value: object, depth: int = 2) -> bool:
-    if isinstance(value, str | bytes):
-        return len(value) < 1000
-    if isinstance(value, Tensor | np.ndarray):
-        return math.prod(value.shape) <= _FEW
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return len(value) <= _FEW and depth > 0 and all(_is_small(v, depth - 1) for v in value)
-    return type(value) in _ATOMS or isinstance(value, np.generic | enum.Enum | Path)
+            yield place, helper, no_settings(helper)
 
 
 def _helpers(
