@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medkit.callbacks.data_settings import data_holders, no_settings
+from medkit.callbacks.data_settings import LOADER, data_holders, no_settings
 from medkit.callbacks.packing import ATOMS, TAG, pack, unpack
 from medkit.callbacks.state import NotPlainError
 
@@ -109,7 +109,8 @@ class ChangedAttributes:
             parameter.requires_grad_(saved["flags"].get(f"grad:{name}", parameter.requires_grad))
         for name, part in module.named_modules():
             part.training = saved["flags"].get(f"train:{name}", part.training)
-        return sorted(waiting)
+        # a finished stage is brought back before its loaders are made
+        return sorted(who for who in waiting if not who.startswith(LOADER))
 
 
 def holders(trainer: pl.Trainer) -> Iterator[tuple[str, object, frozenset[str]]]:

@@ -23,6 +23,7 @@ from medkit.data.loader import KeyedLoader
 _DATA = (pl.LightningDataModule, Dataset)
 _LEADS_TO_DATA = (*_DATA, DataLoader, KeyedLoader)
 _LIGHTNING = frozenset(vars(pl.LightningDataModule()))
+LOADER = "loader:"  # begins the name of what only a loader leads to
 _FEW = 64  # entries: a longer list is data
 _LONG = 1000  # characters
 
@@ -36,8 +37,8 @@ def data_holders(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, obj
     """
     source = trainer.fit_loop._data_source.instance
     loaders = trainer.fit_loop._combined_loader
-    waiting: list[tuple[str, object]] = [("data", trainer.datamodule or source)]
-    waiting += [(f"loader:{n}", x) for n, x in enumerate(loaders.flattened if loaders else ())]
+    waiting: list[tuple[str, object]] = [("data", getattr(trainer, "datamodule", None) or source)]
+    waiting += [(f"{LOADER}{n}", x) for n, x in enumerate(loaders.flattened if loaders else ())]
     while waiting:
         who, data = waiting.pop(0)
         if id(data) in seen or not isinstance(getattr(data, "__dict__", None), dict):
@@ -63,7 +64,7 @@ def _is_small(value: object, depth: int = 2) -> bool:
         return len(value) <= _LONG
     if isinstance(value, Tensor | np.ndarray):
         return math.prod(value.shape) <= _FEW
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and len(value) <= _FEW:
         value = list(value.values())
     if isinstance(value, list | tuple | set | frozenset | deque):
         return len(value) <= _FEW and depth > 0 and all(_is_small(v, depth - 1) for v in value)
