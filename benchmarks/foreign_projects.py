@@ -170,13 +170,20 @@ def _train_killed(script: Path, out: Path, plan: Sequence[Kill]) -> dict[str, An
     kills = 0
     for kill in [*plan, None]:
         code = _train(script, out, kill)
+        if code == -signal.SIGKILL and _is_done(out):
+            break  # it came too late, and does not count
         if code == -signal.SIGKILL:
             kills += 1
         elif code != 0:
             raise RuntimeError(f"{script} ended with {code} after {kills} kills:\n{_tail(out)}")
-        if code == 0:
+        else:
             break
     return _outcome(out) | {"kills": kills}
+
+
+def _is_done(out: Path) -> bool:
+    run = out / "run.json"
+    return run.exists() and json.loads(run.read_text())["status"] == "done"
 
 
 def _train(script: Path, out: Path, kill: Kill | None) -> int:
