@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medkit.callbacks.packing import ATOMS
+from medkit.data.fetching import KeyedFetch
 from medkit.data.loader import KeyedLoader
 
 _DATA = (pl.LightningDataModule, Dataset)
@@ -44,7 +45,7 @@ def data_holders(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, obj
         if id(data) in seen or not isinstance(getattr(data, "__dict__", None), dict):
             continue
         seen.add(id(data))
-        if isinstance(data, _DATA):
+        if isinstance(data, _DATA) and not isinstance(data, KeyedFetch):  # it must look anew
             yield who, data
         for name, part in vars(data).items():
             parts = part if isinstance(part, list | tuple) and len(part) <= _FEW else [part]

@@ -108,6 +108,13 @@ class KeyedLoader:
         """Take epoch and batch from this Trainer's loops from now on."""
         self.trainer = trainer
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the position is the Trainer's. Lightning asks for it to be sure."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing back."""
+
     def __len__(self) -> int:
         _, world = self._rank()
         return -(-len(self.loader) // world) if world > 1 else len(self.loader)
