@@ -234,13 +234,20 @@ def test_a_broken_promise_exits_with_1_and_prints_a_table(
     assert run_check("planted:PlainNet", "planted:Moody") == 1
     shown = capsys.readouterr()
     assert "order           BROKEN" in shown.out
-    assert "promises do not hold" in shown.out
+    assert "1 of 12 promises broken, " in shown.out
     assert "[2/12] order" in shown.err
 
 
-def test_a_dataloader_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataloader_can_be_checked() -> None:
     findings = check("plain_project:PlainNet", "check_cases:loader")
     assert [f.promise for f in findings if not f.holds] == []
+
+
+def test_manual_optimization_is_judged_by_whole_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_check("check_cases:Manual", "plain_project:PlainData") == 0
+    shown = capsys.readouterr().out
+    assert "training step   not checked" in shown
+    assert "resume          holds" in shown
 
 
 # ---- usage

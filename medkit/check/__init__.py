@@ -34,7 +34,7 @@ def run_check(module_spec: str, data_spec: str) -> int:
         data_spec: The same for a LightningDataModule or a DataLoader.
 
     Returns:
-        0 when all promises hold, 1 when one is broken, 2 when there is nothing to check.
+        0 when no promise is broken, 1 when one is, 2 when there is nothing to check.
     """
     from medkit.check.findings import table
     from medkit.check.subject import SpecError
@@ -47,15 +47,13 @@ def run_check(module_spec: str, data_spec: str) -> int:
         return 2
     sys.stderr.write(f"\r{'':60}\r")
     sys.stdout.write(f"{module_spec}  {data_spec}\n{table(findings)}")
-    wrong = [finding for finding in findings if not finding.holds]
-    broken = [finding for finding in wrong if finding.holds is False]
+    broken = sum(finding.holds is False for finding in findings)
+    unseen = sum(finding.holds is None for finding in findings)
+    end = f"{broken} of {len(findings)} promises broken" if broken else "no promise was broken"
+    end += f", {unseen} not checked" if unseen else ""
     seconds = time.monotonic() - began
-    end = (
-        f"{len(broken)} of {len(findings)} promises broken, {len(wrong) - len(broken)} not checked"
-    )
-    end = end if wrong else "all promises hold"
-    sys.stdout.write(f"{end} for the few steps that were run ({seconds:.0f} s)\n")
-    return 1 if wrong else 0
+    sys.stdout.write(f"{end}, in the few steps that were run ({seconds:.0f} s)\n")
+    return 1 if broken else 0
 
 
 def check(
