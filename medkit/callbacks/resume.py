@@ -41,6 +41,7 @@ from medkit.record.identity import difference
 
 _log = logging.getLogger(__name__)
 _KEY = "medkit"
+_LENGTH = {"max_epochs", "max_steps", "min_epochs", "min_steps"}
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _FIRST_AFTER_S = 5.0
 
@@ -140,8 +141,8 @@ class ResumePoints(Checkpoint):
         if _KEY not in checkpoint or trainer.state.fn != "fit":
             return
         saved = checkpoint[_KEY]
-        self._compare(saved["identity"])
         self._resumed = saved | {"checkpoint": checkpoint}
+        self._compare(saved["identity"])
         self.resumed_at = (saved["epoch"], saved["batch"], saved["step"])
         if saved["finished"]:
             trainer.should_stop = True  # an early stop left no other trace
@@ -280,6 +281,15 @@ class ResumePoints(Checkpoint):
             for key, value in self.identity.items()
             if key in saved and saved[key] != value
         }
+        ended = self._resumed is not None and self._resumed["finished"]
+        longer = [
+            f"{key} was {found[key]['was']}, is {found[key]['is']}" for key in _LENGTH & {*found}
+        ]
+        if ended and longer:  # allowed or not: nothing would be trained
+            raise SettingsChangedError(
+                "a finished stage is loaded and not trained again, but "
+                f"{'; '.join(sorted(longer))}. Set it back, start a new run, or train on in a stage of another name."
+            )
         if found and self.on_changed is None:
             raise SettingsChangedError(describe_changes(found))
         if found and self.on_changed is not None:

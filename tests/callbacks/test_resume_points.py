@@ -208,6 +208,15 @@ def test_other_settings_are_refused_with_their_names(fit: Any) -> None:
         fit(points={"identity": {"rate": 0.2, "rows": 5}})
 
 
+def test_a_finished_fit_that_is_asked_for_more_epochs_says_that_it_trains_none(fit: Any) -> None:
+    fit(points={"identity": {"max_epochs": 3}})
+    allowed = {"identity": {"max_epochs": 5}, "on_changed": lambda found: None}
+    with pytest.raises(
+        SettingsChangedError, match=r"not trained again, but max_epochs was 3, is 5"
+    ):
+        fit(points=allowed)
+
+
 def test_a_fit_stopped_and_resumed_in_one_process_passes_on_what_it_carries(
     fit: Any, tmp_path: Path
 ) -> None:
