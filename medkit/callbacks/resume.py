@@ -288,7 +288,8 @@ class ResumePoints(Checkpoint):
         if ended and longer:  # allowed or not: nothing would be trained
             raise SettingsChangedError(
                 "a finished stage is loaded and not trained again, but "
-                f"{'; '.join(sorted(longer))}. Set it back, start a new run, or train on in a stage of another name."
+                f"{'; '.join(sorted(longer))}. Set it back, start a new run, or train on in a "
+                "stage of another name."
             )
         if found and self.on_changed is None:
             raise SettingsChangedError(describe_changes(found))
