@@ -45,7 +45,8 @@ def run_check(module_spec: str, data_spec: str) -> int:
     except SpecError as error:
         sys.stderr.write(f"medkit check: {error}\n")
         return 2
-    sys.stderr.write(f"\r{'':60}\r")
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{'':60}\r")
     sys.stdout.write(f"{module_spec}  {data_spec}\n{table(findings)}")
     broken = sum(finding.holds is False for finding in findings)
     unseen = sum(finding.holds is None for finding in findings)
@@ -97,5 +98,6 @@ def quiet() -> Iterator[None]:
 
 
 def _progress(promise: str, number: int, total: int) -> None:
-    sys.stderr.write(f"\r{f'[{number}/{total}] {promise} ...':60}")
+    text = f"[{number}/{total}] {promise} ..."
+    sys.stderr.write(f"\r{text:60}" if sys.stderr.isatty() else f"{text}\n")
     sys.stderr.flush()

@@ -138,6 +138,10 @@ class RiskNet(pl.LightningModule):
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
+    def on_train_epoch_start(self):
+        # harder every epoch
+        self.trainer.datamodule.train_ds.p_drop = 0.05 * (1 + self.current_epoch)
+
     def on_train_epoch_end(self):
         self.log("train_loss", self.train_loss.avg)
         self.log("train_mean_pred", torch.cat(self.train_preds).mean())
