@@ -67,6 +67,10 @@ class KeyedSteps(pl.Callback):
         if source.is_defined() and not source.is_module():  # loaders passed to fit: bound before
             apply_to_collection(source.instance, KeyedLoader, _bind, trainer)  # their length counts
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Key what is drawn after: the same whether the stage was trained here or only loaded."""
+        keys.set_globals(keys.seed_of(self.seed, "after", self.name, stage))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bind the loaders and find the generators of module and callbacks."""
         self._private = find_generators(_owners(trainer))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
@@ -87,6 +90,24 @@ def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
 def test_a_kill_inside_the_write_of_a_point_leaves_no_trace(tmp_path: Path) -> None:
     kills = [Kill("write", number) for number in range(2, 8)]  # fsync and rename, one by one
     assert after_kills(training(every=2), tmp_path, kills) == {}
+
+
+def test_draws_after_a_fit_are_the_same_where_it_was_only_loaded(tmp_path: Path) -> None:
+    def drawn_after(trainer: pl.Trainer) -> None:
+        drawn = [float(np.random.rand()), random.random(), float(torch.rand(()))]  # noqa: NPY002
+        (Path(trainer.default_root_dir) / "metrics.json").write_text(repr(drawn))
+
+    def train(run_dir: Path, kill: Kill | None) -> None:
+        def ending(trainer: pl.Trainer) -> None:
+            if kill is not None:
+                kill.now()  # the fit is over, the run is not
+            drawn_after(trainer)
+
+        training(ending=ending)(run_dir, None)
+
+    until_done(train, tmp_path / "whole", [])
+    assert until_done(train, tmp_path / "cut", [Kill("after the fit", 1)]) == 1
+    assert differing(outcome(tmp_path / "whole"), outcome(tmp_path / "cut")) == []
 
 
 def test_another_seed_ends_in_other_bits(tmp_path: Path) -> None:
