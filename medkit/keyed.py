@@ -28,6 +28,7 @@ Place = int | str
 
 _EXACT = frozenset({int, str})
 _run_seed: int | None = None
+_run_split_seed = 0
 _random: random.Random = random._inst
 _seed_random = random.Random.__mro__[1].seed  # type: ignore[attr-defined]
 
@@ -111,10 +112,10 @@ def globals_keyed(seed: int, purpose: str, *place: Place) -> Iterator[None]:
         restore_globals(state)
 
 
-def set_run_seed(seed: int) -> None:
-    """Say which seed a loader keyed without one takes; ``start_run`` calls this."""
-    global _run_seed
-    _run_seed = int(seed)
+def set_run_seed(seed: int, split_seed: int = 0) -> None:
+    """Say which seeds data keyed without one take; ``start_run`` calls this."""
+    global _run_seed, _run_split_seed
+    _run_seed, _run_split_seed = int(seed), int(split_seed)
     set_globals(seed_of(seed, "start"))
 
 
@@ -130,3 +131,8 @@ def run_seed() -> int:
             "Call start_run(run_dir, seed=...) first, or pass seed=... yourself."
         )
     return _run_seed
+
+
+def run_split_seed() -> int:
+    """Return the seed of that run's splits, which stays while its seed varies."""
+    return _run_split_seed

@@ -310,7 +310,7 @@ def start_run(
             if lock is not None:
                 lock.release()
             raise
-    keys.set_run_seed(run.seed)
+    keys.set_run_seed(run.seed, run.split_seed)
     quiet_notebook()
     _listen(run)
     _active = run

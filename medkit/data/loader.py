@@ -218,7 +218,7 @@ class KeyedLoader:
         return epoch, cycle, first
 
 
-def keyed(data: Any, *, seed: int | None = None) -> Any:
+def keyed(data: Any, *, seed: int | None = None, split_seed: int | None = None) -> Any:
     """Make order and augmentation of somebody's data functions of place.
 
     Args:
@@ -226,11 +226,15 @@ def keyed(data: Any, *, seed: int | None = None) -> Any:
             LightningModule with ``*_dataloader`` hooks, which comes back itself: its hooks then
             return keyed loaders, and its ``setup`` draws (splits) from the key "split".
         seed: None takes the seed of the run started last.
+        split_seed: Decides what ``setup`` draws. None takes that of the run, or ``seed`` where one
+            is given.
 
     Raises:
         TypeError: For anything else.
         ValueError: For a loader that cannot be tamed, with the reason.
     """
+    if split_seed is None:
+        split_seed = keys.run_split_seed() if seed is None else int(seed)
     seed = keys.run_seed() if seed is None else int(seed)
     if isinstance(data, KeyedLoader):
         return data
@@ -250,7 +254,7 @@ def keyed(data: Any, *, seed: int | None = None) -> Any:
             if isinstance(original, functools.partial):
                 original = original.keywords["hook"]
             object.__setattr__(
-                data, "setup", functools.partial(_keyed_setup, hook=original, seed=seed)
+                data, "setup", functools.partial(_keyed_setup, hook=original, seed=split_seed)
             )
         return data
     raise TypeError(

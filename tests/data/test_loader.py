@@ -209,6 +209,16 @@ def test_a_datamodule_comes_back_itself_with_keyed_hooks_and_split() -> None:
     assert isinstance(data.val_dataloader(), KeyedLoader)
 
 
+def test_a_split_depends_on_the_split_seed_and_not_on_the_seed() -> None:
+    def rows(seed: int, split_seed: int) -> list[int]:
+        data = keyed(Data(), seed=seed, split_seed=split_seed)
+        data.setup("fit")
+        return list(data.train_rows)
+
+    assert rows(1, 5) == rows(2, 5)
+    assert rows(1, 5) != rows(1, 6)
+
+
 def test_two_training_loaders_of_one_run_draw_apart() -> None:
     data = keyed(Data(), seed=0)
     data.setup("fit")
