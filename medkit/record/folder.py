@@ -12,9 +12,10 @@ from typing import Any
 
 from medkit.record.files import read_json, safe_name, write_json
 from medkit.record.ledger import LEDGER_NAME, Ledger
-from medkit.record.lock import is_locked
+from medkit.record.lock import LOCK_NAME, is_locked
 
 RUN_NAME = "run.json"
+EDIT_LOCK_NAME = ".run.lock"
 SCHEMA = 1
 STATUSES = ("running", "done", "failed", "timeout", "interrupted", "killed")
 
@@ -39,7 +40,10 @@ class RunFolder:
         """
         folder = cls(path)
         folder.path.mkdir(parents=True, exist_ok=True)
-        content = sorted(p.name for p in folder.path.iterdir() if p.name != ".lock")
+        # a kill before run.json was whole leaves these, and nothing that could be lost
+        for torn in folder.path.glob(f".{RUN_NAME}.*.tmp"):
+            torn.unlink()
+        content = sorted({p.name for p in folder.path.iterdir()} - {LOCK_NAME, EDIT_LOCK_NAME})
         if content:
             raise FileExistsError(
                 f"{folder.path} must be new or empty for a new run, it holds {content[:5]}. "
@@ -72,7 +76,7 @@ class RunFolder:
     @contextmanager
     def editing(self) -> Iterator[dict[str, Any]]:
         """Read, change and replace ``run.json`` while no other process does."""
-        fd = os.open(self.path / ".run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fd = os.open(self.path / EDIT_LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             content = self.read()

@@ -32,6 +32,13 @@ def test_a_folder_that_holds_nothing_but_its_lock_is_new(tmp_path: Path) -> None
     lock.release()
 
 
+def test_a_folder_whose_first_moment_was_killed_is_new(tmp_path: Path) -> None:
+    (tmp_path / ".run.lock").touch()
+    (tmp_path / ".run.json.123.tmp").write_text('{"status": "runn')
+    assert RunFolder.create(tmp_path).status != ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.lock", "run.json"]
+
+
 def test_a_run_that_says_running_is_so_while_its_lock_lives_and_killed_after(
     tmp_path: Path,
 ) -> None:
