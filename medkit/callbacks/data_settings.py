@@ -1,14 +1,14 @@
 """What hooks set on a DataModule or a dataset: how strong an augmentation is, which stage it is in.
 
 A hook may set it as an epoch begins, and a resume in the middle of an epoch does not call that hook
-again. Only what is small is looked at: the rest is data, or a cache.
+again. A setting is a word, a number or a few of them; the rest is data, or a cache that grows. The
+bounds are tight on purpose: a cache of random draws must not seem to be kept because it is young.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,7 +25,8 @@ _DATA = (pl.LightningDataModule, Dataset)
 _LEADS_TO_DATA = (*_DATA, DataLoader, KeyedLoader)
 _LIGHTNING = frozenset(vars(pl.LightningDataModule()))
 LOADER = "loader:"  # begins the name of what only a loader leads to
-_FEW = 64  # entries: a longer list is data
+_FEW = 8  # entries of a setting
+_MANY = 64  # datasets in a list that are looked at
 _LONG = 1000  # characters
 
 
@@ -48,7 +49,7 @@ def data_holders(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, obj
         if isinstance(data, _DATA) and not isinstance(data, KeyedFetch):  # it must look anew
             yield who, data
         for name, part in vars(data).items():
-            parts = part if isinstance(part, list | tuple) and len(part) <= _FEW else [part]
+            parts = part if isinstance(part, list | tuple) and len(part) <= _MANY else [part]
             for number, value in enumerate(parts):
                 if isinstance(value, _LEADS_TO_DATA) and not isinstance(value, nn.Module):
                     waiting.append((f"{who}.{name}[{number}]", value))
@@ -56,17 +57,23 @@ def data_holders(trainer: pl.Trainer, seen: set[int]) -> Iterator[tuple[str, obj
 
 def no_settings(holder: object) -> frozenset[str]:
     """Return the attributes that are no settings: data, caches, and what Lightning keeps."""
-    large = {name for name, value in vars(holder).items() if not _is_small(value)}
+    large = {name for name, value in vars(holder).items() if not _is_setting(value)}
     return _LIGHTNING | large if isinstance(holder, pl.LightningDataModule) else frozenset(large)
 
 
-def _is_small(value: object, depth: int = 2) -> bool:
-    if isinstance(value, str | bytes):
-        return len(value) <= _LONG
+def _is_setting(value: object) -> bool:
     if isinstance(value, Tensor | np.ndarray):
         return math.prod(value.shape) <= _FEW
-    if isinstance(value, Mapping) and len(value) <= _FEW:
-        value = list(value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return len(value) <= _FEW and depth > 0 and all(_is_small(v, depth - 1) for v in value)
+    if isinstance(value, Mapping):
+        return len(value) <= _FEW and all(
+            isinstance(key, str) and _is_word(part) for key, part in value.items()
+        )
+    if isinstance(value, list | tuple | set | frozenset):
+        return len(value) <= _FEW and all(_is_word(part) for part in value)
+    return _is_word(value)
+
+
+def _is_word(value: object) -> bool:
+    if isinstance(value, str | bytes):
+        return len(value) <= _LONG
     return type(value) in ATOMS or isinstance(value, np.generic | enum.Enum | Path)

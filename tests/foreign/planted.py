@@ -141,6 +141,23 @@ class MonaiLambda(pl.LightningDataModule):
         return DataLoader(self.train, batch_size=4, shuffle=True, collate_fn=as_pair)
 
 
+class CachingRows(Rows):
+    """Keeps the first draw of each row for good: another one after a resume."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+
+    def augment(self, x, i):
+        if i not in self.cache:
+            self.cache[i] = super().augment(x, i)  # cached draws
+        return self.cache[i]
+
+
+class Caching(Data):
+    DATASET = CachingRows
+
+
 # ---- order
 
 
@@ -310,5 +327,6 @@ PLANTED = {
     "transfer hook": ("NoisyTransfer", "Data", "batch transfer"),
     "step": ("EntropyStep", "Data", "training step"),
     "private history": ("PrivateHistory", "Data", "training step"),
+    "cached draws": ("PlainNet", "Caching", "resume"),
     "set of strings": ("HashedNames", "Data", "repeat"),
 }
