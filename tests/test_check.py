@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from medkit.check import check, run_check
+from medkit.check.compare import first_difference
 from medkit.check.digest import digest
 from medkit.check.findings import Finding
 from medkit.check.history import Twice, history
 from medkit.check.subject import SpecError, load
-from medkit.check.trace import Tracer, first_difference
+from medkit.check.trace import Tracer
 
 FOREIGN = Path(__file__).resolve().parent / "foreign"
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medkit.check.compare import Culprit, first_difference
 from medkit.check.findings import Finding, broken, holds
 from medkit.check.fits import Course, run_fit
 from medkit.check.subject import Subject
-from medkit.check.trace import START, Culprit, Record, first_difference
+from medkit.check.trace import START, Record
 from medkit.record.files import read_json, write_json
 
 _CUTS = (2, 6)  # in the middle of both epochs

@@ -13,11 +13,12 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset
 
+from medkit.check.compare import Culprit, first_difference
 from medkit.check.digest import digest
 from medkit.check.findings import Finding, broken, class_line, holds
 from medkit.check.history import Twice
 from medkit.check.subject import Subject
-from medkit.check.trace import Culprit, Tracer, first_difference
+from medkit.check.trace import Tracer
 from medkit.data.fetching import KeyedFetch, PlaceBatch, fetching_here
 from medkit.data.loader import KeyedLoader, why_not_keyed
 

@@ -10,8 +10,9 @@ from typing import Any
 from unittest import mock
 
 from medkit import keyed as keys
+from medkit.check.compare import Culprit, first_difference
 from medkit.check.digest import digest
-from medkit.check.trace import Culprit, Tracer, first_difference
+from medkit.check.trace import Tracer
 
 _LEAST_ROUNDS, _MOST_ROUNDS, _FROZEN_TRIES = 2, 30, 6
 _DAY_S = 86_461.5  # a day and a minute, so that day, hour and minute differ

@@ -18,11 +18,11 @@ from pytorch_lightning.trainer import call
 from medkit import keyed as keys
 from medkit.callbacks.attributes import ChangedAttributes, holders
 from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.check.compare import Culprit
 from medkit.check.digest import digest
 from medkit.check.findings import Finding, broken, guarded, holds, skipped
 from medkit.check.history import Twice
 from medkit.check.subject import SEED, Subject
-from medkit.check.trace import Culprit
 from medkit.data.generators import find_generators
 from medkit.data.loader import KeyedLoader
 
