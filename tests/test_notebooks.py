@@ -81,7 +81,7 @@ def test_a_notebook_carries_nobodys_settings(path: Path) -> None:
 @each
 def test_a_notebook_installs_nothing_and_names_no_machine(path: Path) -> None:
     text = path.read_text()
-    for word in ("pip install", "conda install", "/home/", "/work/", "/root/", "cuda"):
+    for word in ("pip install", "conda install", "/home/", "/root/", "cuda"):
         assert word not in text
 
 
