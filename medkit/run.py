@@ -305,7 +305,7 @@ def start_run(
     if rank == 0:
         try:
             _enter(run)
-        except BaseException:
+        except BaseException:  # Ctrl-C too must not leave the folder locked; it is raised again
             run._open = False
             if lock is not None:
                 lock.release()
