@@ -157,6 +157,9 @@ class ResumePoints(Checkpoint):
             rank_state = self._resumed["ranks"][trainer.global_rank]
             self._restore_attributes(trainer, rank_state["changed"])
             extra.restore_callback_metrics(trainer, rank_state["callback_metrics"])
+            if trainer.is_global_zero:  # a test after the fit may have logged before a kill
+                for log, count in zip(_csv_logs(trainer), rank_state["log_rows"], strict=False):
+                    log.begin(count)
             self._resumed = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
