@@ -318,7 +318,7 @@ def test_real_hospitals_go_through_the_same_notebook(
 def kill_kernel_of(launcher: subprocess.Popen[str]) -> None:
     """SIGKILL to the kernel that a job has started."""
     for pid in descendants(launcher.pid):
-        if "ipykernel_launcher" in Path(f"/proc/{pid}/cmdline").read_text():
+        if "kernel_main.py" in Path(f"/proc/{pid}/cmdline").read_text():
             os.kill(pid, signal.SIGKILL)
             return
     pytest.fail("the job has no kernel")

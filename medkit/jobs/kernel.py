@@ -17,18 +17,16 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 
-from medkit.jobs import watch
-
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux and 104 on macOS, the final NUL included
 SHUTDOWN_WAIT_S = 30.0  # what runs at exit may have files to close; the default is 5
-_WATCH = f"__import__('runpy').run_path({watch.__file__!r})['watch_launcher']()"
+_MAIN = str(Path(__file__).with_name("kernel_main.py"))
 
 
 class PatientKernelManager(AsyncKernelManager):
     """Hands out clients that never lose a message.
 
-    By default a receiver that is 1,000 messages behind loses what comes next. A cell that prints
-    quickly then never seems to end, since the message that says so is among them.
+    By default a receiver that is 1,000 messages behind loses what comes next; why that matters, and
+    the sending side, is in ``kernel_main``.
     """
 
     def client(self, **kwargs: Any) -> Any:
@@ -58,7 +56,7 @@ class JobKernel:
             shutdown_wait_time=SHUTDOWN_WAIT_S,
         )
         self.manager._kernel_spec = KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            argv=[sys.executable, _MAIN, "-f", "{connection_file}"],
             display_name="Python 3",
             language="python",
         )
@@ -87,10 +85,7 @@ class JobKernel:
             stdout=log,
             stderr=log,
             pass_fds=pass_fds,
-            extra_arguments=[
-                "--HistoryManager.hist_file=:memory:",
-                f"--IPKernelApp.exec_lines=[{_WATCH!r}]",
-            ],
+            extra_arguments=["--HistoryManager.hist_file=:memory:"],
         )
         # the provisioner forgets the process once it has ended; its exit status is wanted then
         self._process = getattr(self.manager.provisioner, "process", None)

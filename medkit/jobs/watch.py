@@ -1,7 +1,7 @@
 """Nothing goes on alone: a kernel ends, with all it has started, when its launcher is dead.
 
-This file is run by path inside the kernel before the first cell (so the notebook need not import
-medkit, nor its environment hold it); it uses the standard library alone.
+This file is run by path as the kernel starts (so the notebook need not import medkit, nor its
+environment hold it); it uses the standard library alone.
 
 Why a thread and not ``PR_SET_PDEATHSIG`` on the kernel: that signal would kill the kernel before
 it could kill its children. The children that it forks itself (loader workers) do get it, so that

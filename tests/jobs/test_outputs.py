@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,24 @@ def test_a_noisy_notebook_stays_small_and_readable(
     assert "more outputs left out" in shown[-1].data["text/plain"]
     log = (done.run_dir / "logs" / "output.log").read_text()
     assert f"line {printed // 2}\n" in log
+
+
+def test_no_output_is_lost_while_the_launcher_is_held_up(make, tmp_path: Path) -> None:
+    make(
+        "import os, subprocess\npid = int(os.environ['MEDKIT_LAUNCHER_PID'])\n"
+        "os.kill(pid, 19)  # SIGSTOP: a busy machine's worst hour\n"
+        "for i in range(4000): print('line', i, flush=True)\n"
+        "os.kill(pid, 18)",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "medkit.cli", "run", "job.ipynb", "--out", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert done.returncode == 0
+    log = (tmp_path / "run" / "logs" / "output.log").read_text().splitlines()
+    assert [line for line in log if line.startswith("line ")] == [f"line {i}" for i in range(4000)]
 
 
 def test_no_state_of_a_widget_is_kept_but_what_it_captured_is(make, medkit) -> None:
