@@ -14,7 +14,7 @@ _HERE = str(Path(__file__).parent)
 if __name__ == "__main__" and sys.path[0] == _HERE:
     del sys.path[0]  # its modules would hide others of the same name
 
-from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelapp import IPKernelApp  # noqa: E402 - after the path is put right
 
 
 class JobKernelApp(IPKernelApp):
