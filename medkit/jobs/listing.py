@@ -10,7 +10,7 @@ from typing import Any
 from medkit.jobs.notebook import UsageError
 from medkit.jobs.tables import as_text, metric_rows
 from medkit.record.checkpoints import FINISHED, checkpoints, clean, digest_path
-from medkit.record.folder import RUN_NAME, RunFolder
+from medkit.record.folder import RUN_NAME, RunFolder, run_folders
 from medkit.record.lock import is_locked
 from medkit.record.results import METRICS_NAME, read_metrics
 
@@ -22,7 +22,7 @@ def runs_command(base: str, *, prune: bool, unfinished: bool, yes: bool) -> int:
     root = Path(base)
     if not root.is_dir():
         raise UsageError(f"there is no folder {base}; run folders are made by `medkit run`.")
-    runs = [RunFolder(path.parent) for path in root.rglob(RUN_NAME)]
+    runs = run_folders(root)
     if prune:
         return _prune(runs, unfinished=unfinished, yes=yes)
     if unfinished or yes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 from medkit.record.files import read_json, safe_name, write_json
 from medkit.record.ledger import LEDGER_NAME, Ledger
 from medkit.record.lock import LOCK_NAME, is_locked
+
+_log = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
 EDIT_LOCK_NAME = ".run.lock"
@@ -64,8 +67,18 @@ class RunFolder:
         return self.run_json.is_file()
 
     def read(self) -> dict[str, Any]:
-        """Return ``run.json``, or an empty dict where there is none yet."""
-        return dict(read_json(self.run_json)) if self.exists() else {}
+        """Return ``run.json``, or an empty dict where there is none yet.
+
+        Raises:
+            ValueError: When it is damaged.
+        """
+        content = read_json(self.run_json) if self.exists() else {}
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{self.run_json} must hold a JSON object, it holds {str(content)[:60]!r}. "
+                "It was damaged or edited; restore it or remove the run folder."
+            )
+        return content
 
     def update(self, **fields: Any) -> dict[str, Any]:
         """Change fields of ``run.json``; launcher and kernel may both do so."""
@@ -120,7 +133,25 @@ def new_run_path(base: Path | str, notebook_stem: str, seed: int) -> Path:
     return path
 
 
+def run_folders(base: Path | str) -> list[RunFolder]:
+    """Return the run folders under ``base``, damaged ones too, by path.
+
+    What lies inside a run folder belongs to that run, even where it has the form of another.
+    """
+    found = []
+    for folder, subfolders, files in os.walk(base):
+        if RUN_NAME in files:
+            subfolders.clear()  # os.walk goes down no further here
+            found.append(RunFolder(folder))
+    return sorted(found, key=lambda run: str(run.path))
+
+
 def find_runs(base: Path | str) -> list[RunFolder]:
-    """Return the run folders under ``base``, oldest first."""
-    found = [RunFolder(path.parent) for path in Path(base).rglob(RUN_NAME)]
-    return sorted(found, key=lambda run: (str(run.read().get("start", "")), str(run.path)))
+    """Return the run folders under ``base``, oldest first; damaged ones are named and left out."""
+    found = []
+    for run in run_folders(base):
+        try:
+            found.append((str(run.read().get("start", "")), run))
+        except (OSError, ValueError) as error:  # the error names the file
+            _log.warning("passed over: %s", error)
+    return [run for _, run in sorted(found, key=lambda dated: dated[0])]

@@ -35,6 +35,17 @@ def test_runs_are_listed_with_their_status_as_it_is(medkit, tmp_path: Path) -> N
     assert " damaged " in rows["c"]
 
 
+def test_runs_inside_a_run_folder_are_neither_listed_nor_pruned(medkit, tmp_path: Path) -> None:
+    points = ("resume-e000000-b00000001.ckpt", "finished.ckpt")
+    outer = with_points(tmp_path / "runs" / "03" / "a", "done", *points)
+    inner = with_points(outer.path / "lives" / "train.py-5-0", "done", *points)
+    rows = medkit("runs", tmp_path / "runs").out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["03/a"]
+    medkit("runs", tmp_path / "runs", "--prune-checkpoints", "--yes")
+    assert not (outer.stage_dir("fit") / points[0]).exists()
+    assert (inner.stage_dir("fit") / points[0]).exists()
+
+
 def test_a_missing_folder_is_an_error_that_says_so(medkit) -> None:
     assert medkit("runs", "nowhere").code == 2
 

@@ -14,6 +14,10 @@ import pytest
 from nbclient.exceptions import CellTimeoutError
 
 from medkit.jobs import client, engine, launcher
+from medkit.jobs.notebook import read_notebook
+from medkit.jobs.parameters import read_parameters
+from medkit.jobs.plan import Request, effective, newest_unfinished
+from medkit.record.folder import RunFolder
 from medkit.record.lock import RunLock
 from tests.jobs.conftest import Outcome
 
@@ -262,6 +266,22 @@ def test_resume_without_a_folder_finds_the_newest_unfinished_run(
     (run,) = (tmp_path / "runs" / "job").iterdir()
     assert run.name.endswith("-s5")
     assert json.loads((run / "run.json").read_text())["status"] == "done"
+
+
+def test_a_damaged_run_does_not_stop_the_search_for_the_one_to_resume(
+    make, medkit, tmp_path: Path
+) -> None:
+    path = make("1")
+    notebook = read_notebook(str(path))
+    values = effective(read_parameters(notebook), {})
+    base = tmp_path / "runs" / "job"
+    wanted = RunFolder.create(base / "a", status="killed", parameters=values)
+    damaged = RunFolder.create(base / "b")
+    damaged.run_json.write_text("{")
+    assert newest_unfinished(Request(str(path)), notebook, values) == wanted.path
+    asked = medkit("run", "job.ipynb", "--resume", "--out", "runs/job/b")
+    assert asked.code == 2
+    assert f"{damaged.run_json} must be JSON" in asked.err
 
 
 def test_out_and_run_dir_together_are_refused(make, medkit) -> None:

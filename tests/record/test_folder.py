@@ -137,6 +137,25 @@ def test_runs_are_found_at_any_depth_oldest_first(tmp_path: Path) -> None:
     assert [run.path for run in find_runs(tmp_path)] == [early.path, late.path]
 
 
+def test_what_lies_inside_a_run_folder_is_that_runs_own(tmp_path: Path) -> None:
+    outer = RunFolder.create(tmp_path / "a")
+    inner = RunFolder.create(outer.path / "lives" / "killed")
+    assert [run.path for run in find_runs(tmp_path)] == [outer.path]
+    assert [run.path for run in find_runs(inner.path.parent)] == [inner.path]  # asked for there
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\udcff"])
+def test_a_damaged_run_is_named_and_does_not_hide_the_others(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound, damaged = RunFolder.create(tmp_path / "a"), RunFolder.create(tmp_path / "b")
+    damaged.run_json.write_bytes(content.encode(errors="surrogateescape"))
+    assert [run.path for run in find_runs(tmp_path)] == [sound.path]
+    assert str(damaged.run_json) in caplog.text
+    with pytest.raises(ValueError, match="damaged or edited"):
+        damaged.read()
+
+
 def test_a_folder_knows_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = RunFolder.create("a")
