@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ _FACTS = (
     *("git", "code_sha256", "notebook_sha256", "weights_sha256", "data", "hardware_class"),
     "environment",
 )
+_TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
+{%- block data_svg -%}
+<img alt="{{ output.metadata.alt | escape_html }}"
+ src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | text_base64 }}">
+{%- endblock data_svg -%}
+"""
 
 
 def write_report(run: RunFolder) -> Path:
@@ -61,17 +68,35 @@ def _cells(notebook: Path) -> tuple[str, str]:
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
 
-    quiet = logging.getLogger(f"{__name__}.nbconvert")  # it misses alternative texts of figures
+    quiet = logging.getLogger(f"{__name__}.nbconvert")  # it misses what HTML of others lacks
     quiet.setLevel(logging.ERROR)
-    exporter = HTMLExporter(template_name="basic", embed_images=True, log=quiet)
+    exporter = HTMLExporter(
+        raw_template=_TEMPLATE, template_name="basic", embed_images=True, log=quiet
+    )
     nb = nbformat.read(notebook, as_version=4)
     for cell in nb.cells:
         for out in cell.get("outputs", []):
             # scripts don't run here: without this kind the picture or the text is shown
             out.get("data", {}).pop("application/javascript", None)
+    _describe_figures(nb.cells)
     resources = {"metadata": {"path": str(notebook.parent)}}
     body, _ = exporter.from_notebook_node(nb, resources=resources)
     return body, HtmlFormatter().get_style_defs(".highlight")
+
+
+def _describe_figures(cells: list[Any]) -> None:
+    """Give figures an alternative text: the cell's ``alt`` metadata, else where they stand."""
+    number, section = 0, ""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#+ +(.+)", cell.source, re.MULTILINE)
+            section = f", {headings[-1]}" if headings else section
+        injected = "injected-parameters" in cell.metadata.get("tags", [])
+        number += cell.cell_type == "code" and not injected
+        alt = str(cell.metadata.get("alt") or f"Figure of code cell {number}{section}")
+        for out in cell.get("outputs", []):
+            if "data" in out:
+                out.setdefault("metadata", {}).setdefault("alt", alt)
 
 
 def _metrics(run: RunFolder) -> list[MetricRow]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from medkit.jobs.streams import HEAD_CHARS, TAIL_CHARS
@@ -107,11 +109,11 @@ def test_the_report_opens_offline_and_says_what_it_is(make, medkit) -> None:
         name="job.ipynb",
     )
     done = medkit("run", "job.ipynb", "-p", "quick", "true", "-p", "csv_path", "<b>&.csv")
-    html = (done.run_dir / "report.html").read_text()
-    head, body = html.split("<main>")
+    page = (done.run_dir / "report.html").read_text()
+    head, body = page.split("<main>")
     assert "default-src 'none'" in head
     assert not re.search(r"<(script|link|iframe|object)\b", head)
-    assert not re.search(r"url\(\s*['\"]?http|@import", html)
+    assert not re.search(r"url\(\s*['\"]?http|@import", page)
     assert 'src="data:image/png;base64,' in body
     assert "quick run" in head
     assert "exactness not claimed" in head
@@ -120,9 +122,32 @@ def test_the_report_opens_offline_and_says_what_it_is(make, medkit) -> None:
     assert "<b>&lt;shown&gt;</b>" in body
 
 
+def test_each_figure_of_the_report_has_an_alternative_text(
+    make, medkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make(
+        "from IPython.display import SVG, display\n"
+        "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()\n"
+        "display(SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>'))",
+        "plt.plot([1, 2]); plt.show()",
+        "plt.plot([1, 2])\ndisplay(plt.gcf(), metadata={'alt': 'its own'}); plt.close()",
+    )
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[1:1] = [nbformat.v4.new_markdown_cell("## Look & see\n\ntext")]
+    nb.cells[3].metadata["alt"] = "two < three"
+    nbformat.write(nb, path)
+    done = medkit("run", "job.ipynb", "-p", "seed", "1")
+    page = (done.run_dir / "report.html").read_text()
+    found = [html.unescape(alt) for alt in re.findall(r'<img alt="([^"]*)"', page)]
+    where = "Figure of code cell 2, Look & see"
+    assert found == [where, where, "two < three", "its own"]
+    assert page.count("<img") == 4
+    assert "lternative text" not in done.err + caplog.text
+
+
 def test_a_failed_run_has_a_report_with_its_error(make, medkit) -> None:
     make("raise ValueError('a < b')")
     failed = medkit("run", "job.ipynb")
-    html = Path(failed.run_dir / "report.html").read_text()
-    assert '<strong class="mark failed">failed</strong>' in html
-    assert "ValueError: a &lt; b" in html
+    page = Path(failed.run_dir / "report.html").read_text()
+    assert '<strong class="mark failed">failed</strong>' in page
+    assert "ValueError: a &lt; b" in page
