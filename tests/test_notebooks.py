@@ -75,7 +75,7 @@ def test_a_notebook_carries_nobodys_settings(path: Path) -> None:
     assert set(nb.metadata) <= {"kernelspec", "language_info"}
     assert nb.metadata.kernelspec.name == "python3"
     for cell in nb.cells:
-        assert set(cell.metadata) <= {"tags", "jupyter"}
+        assert set(cell.metadata) <= {"alt", "jupyter", "tags"}  # alt describes a figure
 
 
 @each
@@ -138,6 +138,13 @@ def test_exercises_have_folded_solutions(path: Path) -> None:
     solutions = tagged(path, "solution")
     assert 2 <= len(solutions) <= 3
     assert all(cell.metadata.jupyter.source_hidden for cell in solutions)
+
+
+@each
+def test_a_cell_that_keeps_a_figure_describes_it_for_who_cannot_see_it(path: Path) -> None:
+    for cell in cells(path, "code"):
+        if "run.figure(" in cell.source or ".plot(suggest" in cell.source:
+            assert len(cell.metadata.get("alt", "").split()) >= 8, cell.id
 
 
 @each
