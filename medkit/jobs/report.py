@@ -21,6 +21,12 @@ _FACTS = (
     "environment",
 )
 _TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
+{%- block any_cell -%}
+{%- if 'solution' in cell.metadata.get('tags', [])
+ and not cell.outputs | selectattr('output_type', 'equalto', 'error') | list -%}
+<details class="solution"><summary>Solution</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock any_cell -%}
 {%- block data_svg -%}
 <img alt="{{ output.metadata.alt | escape_html }}"
  src="data:image/svg+xml;base64,{{ output.data['image/svg+xml'] | text_base64 }}">

@@ -145,6 +145,24 @@ def test_each_figure_of_the_report_has_an_alternative_text(
     assert "lternative text" not in done.err + caplog.text
 
 
+def test_solutions_are_folded_in_the_report_but_for_one_that_failed(make, medkit) -> None:
+    path = make("'an ' + 'answer'", "'in ' + 'view'", "1 / 0")
+    nb = nbformat.read(path, as_version=4)
+    nb.cells.insert(1, nbformat.v4.new_markdown_cell("in words"))
+    for number in (1, 2, 4):
+        nb.cells[number].metadata["tags"] = ["solution"]
+    nbformat.write(nb, path)
+    page = (medkit("run", "job.ipynb").run_dir / "report.html").read_text()
+    main = page.split("<main>")[1].split("</main>")[0]
+    words, answer, seen = re.split(r"</details>", main)
+    for folded in (words, answer):  # closed: without the attribute "open"
+        assert '<details class="solution"><summary>Solution</summary>' in folded
+    assert "in words" in words.split("<details")[1]
+    assert "'an answer'" in answer.split("<details")[1]
+    assert "'in view'" in seen
+    assert "ZeroDivisionError" in seen
+
+
 def test_a_failed_run_has_a_report_with_its_error(make, medkit) -> None:
     make("raise ValueError('a < b')")
     failed = medkit("run", "job.ipynb")
