@@ -111,10 +111,11 @@ class ProgressFile(pl.Callback):
             self._write(trainer, batch_idx + 1, "training")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say that validation runs."""
+        """Say that validation runs; not after the fit, whose epochs are all done."""
         if (
             trainer.is_global_zero
             and time.monotonic() >= self._next
+            and trainer.state.fn == "fit"
             and not trainer.sanity_checking
         ):
             self._write(

@@ -77,8 +77,9 @@ class ProgressLine:
         if state.get("stage"):
             words += f"  {state['stage']}"
             if state.get("message") != "done":
-                words += f"  epoch {int(state.get('epoch') or 0) + 1}/{state.get('max_epochs')}"
-                words += f"  batch {state.get('batch')}/{state.get('batches')}"
+                epoch = int(state.get("epoch") or 0) + 1
+                words += "  " + _counted("epoch", epoch, state.get("max_epochs"))
+                words += "  " + _counted("batch", state.get("batch"), state.get("batches"))
         return f"{words}  {state.get('message') or ''}".rstrip()
 
     def _draw(self, state: dict[str, Any]) -> None:
@@ -104,6 +105,12 @@ class ProgressLine:
         self._bar.n = max(0, min(done, total))
         self._bar.set_description_str(self._words(state), refresh=False)
         self._bar.refresh()
+
+
+def _counted(name: str, number: int | None, last: int | None) -> str:
+    """Return ``epoch 3/12``, never more than all; ``epoch 3`` where no end is set."""
+    number, last = int(number or 0), int(last or 0)
+    return f"{name} {min(number, last)}/{last}" if last > 0 else f"{name} {number}"
 
 
 _FORMAT = "{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]"

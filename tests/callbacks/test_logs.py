@@ -77,6 +77,15 @@ def test_the_progress_file_says_where_training_stands(progress: list[dict[str, A
     ]
 
 
+def test_a_validation_after_the_fit_does_not_begin_another_epoch(
+    quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = pl.Trainer(max_epochs=1, callbacks=[ProgressFile(tmp_path, every_s=0.0)], **quiet)
+    trainer.fit(net := Net(), keyed(Data(), seed=7))
+    trainer.validate(net, Data().val_dataloader(), verbose=False)
+    assert json.loads((tmp_path / PROGRESS_NAME).read_text())["message"] == "done"
+
+
 def test_the_progress_file_is_written_at_most_twice_a_second(
     quiet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,12 @@ def test_a_torn_or_old_file_is_passed_over(tmp_path: Path, content: str) -> None
     assert "epoch" not in text
 
 
+def test_no_epoch_is_counted_beyond_the_last(tmp_path: Path) -> None:
+    write(tmp_path / "p.json", epoch=4, batch=10)
+    assert "epoch 4/4  batch 10/10  training" in said(tmp_path / "p.json", io.StringIO(), "epoch")
+
+
 def test_a_fit_without_an_end_is_shown_without_a_share(tmp_path: Path) -> None:
     write(tmp_path / "p.json", max_epochs=-1, batches=None)
-    assert "batch 3" in said(tmp_path / "p.json", Terminal(), "batch 3")
+    text = said(tmp_path / "p.json", Terminal(), "batch 3")
+    assert "epoch 2  batch 3  training" in text
