@@ -296,6 +296,7 @@ def start_run(
     os.environ["MEDKIT_RUN_DIR"] = str(path)  # processes that Lightning starts join this run
     lock = None
     if not launched and rank == 0:
+        _check_free(folder)  # before the lock: nothing is left in a folder that is refused
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = RunLock(path)
         lock.acquire(wait_s=_WAIT_FOR_LOCK_S if folder.exists() else 0.0)
@@ -331,16 +332,12 @@ def _enter(run: Run) -> None:
         "inexact_reasons": [],
         "hardware_class": hardware_class(),
     }
+    if not run.launched:
+        _check_free(folder)  # again: its holder may have finished it while the lock was waited for
     if not folder.exists():
         words = [str(word) for word in sys.argv]
         first = [_attempt()]
         RunFolder.create(run.dir, **fresh, notebook=script_name(), command=words, attempts=first)
-    elif not run.launched and folder.read().get("status") == "done":
-        digest = folder.read().get("weights_sha256", "none")
-        raise FileExistsError(
-            f"{run.dir} must be a new folder or hold an unfinished run, and it holds a finished "
-            f"run (weights_sha256 {digest}). Choose another folder for a new one."
-        )
     content = folder.read()
     me = _identity(run, content)
     known = content.get("identity")
@@ -362,6 +359,18 @@ def _enter(run: Run) -> None:
             content["status"] = "running"
         content["interrupted_by"] = None
         content["end"] = None
+
+
+def _check_free(folder: RunFolder) -> None:
+    """Refuse a folder that holds a finished run or something else."""
+    if not folder.exists():
+        folder.check_new()
+    elif folder.read().get("status") == "done":
+        digest = folder.read().get("weights_sha256", "none")
+        raise FileExistsError(
+            f"{folder.path} must be a new folder or hold an unfinished run, and it holds a "
+            f"finished run (weights_sha256 {digest}). Choose another folder for a new one."
+        )
 
 
 def _attempt() -> dict[str, Any]:

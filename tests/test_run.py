@@ -74,7 +74,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"must be new or empty.*thesis\.tex"):
         start_run(tmp_path, seed=7)
-    assert not is_locked(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_started_again_in_the_same_process_it_closes_the_run_before(tmp_path: Path) -> None:
@@ -141,6 +141,16 @@ def test_a_finished_run_is_refused(tmp_path: Path) -> None:
         start_run(tmp_path / "a", seed=7)
     assert record(tmp_path / "a") == before
     assert not is_locked(tmp_path / "a")
+
+
+def test_nothing_is_left_in_the_copy_of_a_finished_run(tmp_path: Path) -> None:
+    start_run(tmp_path / "a", seed=7).finish()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "run.json").write_bytes((tmp_path / "a" / "run.json").read_bytes())
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        start_run(copy, seed=7)
+    assert [path.name for path in copy.iterdir()] == ["run.json"]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 from medkit.jobs import causes, watch
 from medkit.jobs.control import GRACE_S, JobControl
 from medkit.jobs.ending import Ending, judge
+from medkit.jobs.notebook import UsageError
 from medkit.jobs.plan import Plan, Request
 from medkit.jobs.progress import ProgressLine
 from medkit.record.files import read_json
@@ -31,9 +32,15 @@ def launch(plan: Plan, request: Request) -> tuple[Ending, RunFolder]:
     """Carry a plan out.
 
     Raises:
+        UsageError: When a new run's folder holds something; nothing is left in it.
         RunBusyError: When somebody else writes into the folder.
         OSError: When the folder can't be written.
     """
+    if not plan.resuming:
+        try:
+            RunFolder(plan.run_dir).check_new()  # hidden files, which the plan passes over, too
+        except FileExistsError as error:
+            raise UsageError(str(error)) from error
     plan.run_dir.mkdir(parents=True, exist_ok=True)
     lock = RunLock(plan.run_dir)
     lock.acquire(wait_s=1.0 if _holder_lives(lock) else LOCK_WAIT_S)

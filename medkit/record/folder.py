@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
 EDIT_LOCK_NAME = ".run.lock"
+_TORN = f".{RUN_NAME}.*.tmp"  # a kill before run.json was whole leaves these
 SCHEMA = 1
 STATUSES = ("running", "done", "failed", "timeout", "interrupted", "killed")
 
@@ -42,20 +43,28 @@ class RunFolder:
             FileExistsError: When the folder has content.
         """
         folder = cls(path)
+        folder.check_new()
         folder.path.mkdir(parents=True, exist_ok=True)
-        # a kill before run.json was whole leaves these, and nothing that could be lost
-        for torn in folder.path.glob(f".{RUN_NAME}.*.tmp"):
+        for torn in folder.path.glob(_TORN):
             torn.unlink()
-        content = sorted({p.name for p in folder.path.iterdir()} - {LOCK_NAME, EDIT_LOCK_NAME})
-        if content:
-            raise FileExistsError(
-                f"{folder.path} must be new or empty for a new run, it holds {content[:5]}. "
-                "Choose another folder, or resume the run that is in it (--resume)."
-            )
         folder.update(
             **({"schema": SCHEMA, "status": "running", "start": now(), "stages": {}} | fields)
         )
         return folder
+
+    def check_new(self) -> None:
+        """Refuse a folder with content; nothing is changed or left in it.
+
+        Raises:
+            FileExistsError: When it holds more than a run killed in its first moment leaves.
+        """
+        inside = list(self.path.iterdir()) if self.path.is_dir() else []
+        content = {p.name for p in inside if not p.match(_TORN)} - {LOCK_NAME, EDIT_LOCK_NAME}
+        if content:
+            raise FileExistsError(
+                f"{self.path} must be new or empty for a new run, it holds {sorted(content)[:5]}. "
+                "Choose another folder, or resume the run that is in it (--resume)."
+            )
 
     @property
     def run_json(self) -> Path:

@@ -220,6 +220,18 @@ def test_a_folder_with_content_is_refused_without_resume(make, medkit, tmp_path:
     assert "no run.json" in refused.err
 
 
+def test_nothing_is_left_in_a_folder_of_hidden_files_that_is_refused(
+    make, medkit, tmp_path: Path
+) -> None:
+    make("1")
+    (tmp_path / "run" / ".git").mkdir(parents=True)
+    for resume in ([], ["--resume"]):
+        refused = medkit("run", "job.ipynb", *resume)
+        assert refused.code == 2
+        assert "must be new or empty for a new run, it holds ['.git']" in refused.err
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".git"]
+
+
 def test_a_killed_job_is_resumed_in_its_folder_with_its_parameters(make, medkit) -> None:
     make(
         "import os, pathlib\nmark = pathlib.Path(run_dir, 'mark')\n"
