@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -138,5 +139,6 @@ class ProgressFile(pl.Callback):
             "step": trainer.global_step,
             "message": message,
             "time": time.time(),
+            "cpu_s": round(sum(os.times()[:4]), 2),  # so far; its ended children's too
         }
         write_json(self.path, content, durable=False)

@@ -81,7 +81,8 @@ def good_end(folder: RunFolder) -> str:
     cost = facts.get("cost") or {}
     parts = [f"done  {os.path.basename(str(facts.get('notebook')))}  seed {facts.get('seed')}"]
     parts += ["quick run"] if facts.get("quick") else []
-    parts += [f"{cost.get('wall_s', 0):.0f} s", f"{cost.get('cpu_s', 0):.0f} CPU s"]
+    least = "at least " if cost.get("at_least") else ""
+    parts += [f"{least}{cost.get('wall_s', 0):.0f} s", f"{least}{cost.get('cpu_s', 0):.0f} CPU s"]
     if facts.get("exact") is not None:
         parts.append("exact" if facts["exact"] else "not exact")
     text = "  ".join(parts) + "\n"

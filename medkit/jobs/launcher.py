@@ -17,7 +17,7 @@ from medkit.jobs.control import GRACE_S, JobControl
 from medkit.jobs.ending import Ending, judge
 from medkit.jobs.notebook import UsageError
 from medkit.jobs.plan import Plan, Request
-from medkit.jobs.progress import ProgressLine
+from medkit.jobs.progress import ProgressLine, read_progress
 from medkit.record.files import read_json
 from medkit.record.folder import RunFolder, now
 from medkit.record.identity import code_digest, environment, git_commit
@@ -101,15 +101,24 @@ def _open_folder(plan: Plan, request: Request) -> RunFolder:
     attempts = recorded.get("attempts", [])
     for attempt in attempts:
         if attempt["how"] == "running":  # nobody was left to close it
-            attempt |= {"how": "killed", "wall_s": _seconds_of_life(folder, attempt["start"])}
+            attempt |= {"how": "killed", **_last_seen(folder, attempt["start"])}
     folder.update(**fields, attempts=attempts, end=None)
     return folder
 
 
-def _seconds_of_life(folder: RunFolder, start: str) -> float:
-    """Return how long an attempt went on by its last sign of life, the youngest log."""
-    youngest = max((p.stat().st_mtime for p in (folder.path / "logs").rglob("*")), default=0.0)
-    return max(0.0, round(youngest - datetime.fromisoformat(start).timestamp(), 2))
+def _last_seen(folder: RunFolder, start: str) -> dict[str, float]:
+    """Return what an attempt that died with its launcher had cost when it was last seen.
+
+    Its wall time ends with its youngest log; its CPU time is what the kernel said in its last word
+    on a training, so the loader workers of that moment and the cells after it are left out.
+    """
+    logs, began = folder.path / "logs", datetime.fromisoformat(start).timestamp()
+    youngest = max((p.stat().st_mtime for p in logs.rglob("*")), default=0.0)
+    said = read_progress(logs / "progress.json", since=began)
+    return {
+        "wall_s": max(0.0, round(youngest - began, 2)),
+        "cpu_s": float(said.get("cpu_s") or 0.0),
+    }
 
 
 def _attempts(
@@ -213,6 +222,8 @@ def _end_attempt(
         content["cost"] = cost | {
             "wall_s": round(sum(a.get("wall_s", 0.0) for a in attempts), 2),
             "cpu_s": round(sum(a.get("cpu_s", 0.0) for a in attempts), 2),
+            # an attempt that died with its launcher has no end, and cost more than was last seen
+            "at_least": any(a.get("end") is None for a in attempts),
             "peak_memory_mb": max(cost.get("peak_memory_mb", 0), round(after.ru_maxrss / 1024)),
         }
 

@@ -17,6 +17,17 @@ PLAIN_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
 
 
+def read_progress(path: Path, *, since: float) -> dict[str, Any]:
+    """Return what a kernel last wrote; empty if there is nothing, or an earlier attempt's word."""
+    if not path.is_file():
+        return {}
+    try:
+        state = dict(read_json(path))
+    except (OSError, ValueError, TypeError):  # progress is shown, not trusted
+        return {}
+    return state if float(state.get("time") or 0.0) >= since else {}
+
+
 class ProgressLine:
     """Show where a job is: a bar on a terminal, elsewhere a plain line now and then.
 
@@ -54,23 +65,13 @@ class ProgressLine:
         live = self._stream.isatty()
         last_plain = time.monotonic()
         while not self._stop.wait(_LOOK_EVERY_S):
-            state = self._state()
+            state = read_progress(self._path, since=self._began)
             if live:
                 self._draw(state)
             elif time.monotonic() - last_plain >= PLAIN_EVERY_S:
                 last_plain = time.monotonic()
                 self._stream.write(f"[{last_plain - self._start:6.0f} s] {self._words(state)}\n")
                 self._stream.flush()
-
-    def _state(self) -> dict[str, Any]:
-        if not self._path.is_file():
-            return {}
-        try:
-            state = dict(read_json(self._path))
-        except (OSError, ValueError):  # progress is shown, not trusted
-            return {}
-        old = float(state.get("time") or 0.0) < self._began  # an earlier attempt's last word
-        return {} if old else state
 
     def _words(self, state: dict[str, Any]) -> str:
         words = f"cell {self._cell}/{self._cells}" if self._cell else "starting"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def test_the_progress_file_says_where_training_stands(progress: list[dict[str, A
         ("warm up", 1, 2, BATCHES, BATCHES, 2 * BATCHES, "validating"),
         ("warm up", 2, 2, BATCHES, BATCHES, 2 * BATCHES, "done"),
     ]
+
+
+def test_the_progress_file_says_what_cpu_time_was_used(progress: list[dict[str, Any]]) -> None:
+    used = [content["cpu_s"] for content in progress]
+    assert 0 < used[0] <= used[-1] <= sum(os.times()[:4]) + 0.01
 
 
 def test_a_validation_after_the_fit_does_not_begin_another_epoch(

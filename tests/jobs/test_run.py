@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+from datetime import datetime
 from pathlib import Path
 
 import papermill
@@ -17,7 +18,8 @@ from medkit.jobs import client, engine, launcher
 from medkit.jobs.notebook import read_notebook
 from medkit.jobs.parameters import read_parameters
 from medkit.jobs.plan import Request, effective, newest_unfinished
-from medkit.record.folder import RunFolder
+from medkit.record.files import write_json
+from medkit.record.folder import RunFolder, now
 from medkit.record.lock import RunLock
 from tests.jobs.conftest import Outcome
 
@@ -248,6 +250,30 @@ def test_a_killed_job_is_resumed_in_its_folder_with_its_parameters(make, medkit)
     again = medkit("run", "job.ipynb", "--resume")
     assert again.code == 0
     assert "done already" in again.out
+
+
+@pytest.mark.parametrize(("said_after_s", "cpu_s"), [(5, 1000.0), (-5, 0.0)])
+def test_what_died_with_its_launcher_costs_at_least_what_it_last_said(
+    make, medkit, said_after_s: int, cpu_s: float
+) -> None:
+    make("1 / 0")
+    run = RunFolder(medkit("run", "job.ipynb").run_dir)
+    start = datetime.fromisoformat(now())
+    with run.editing() as content:  # as a launcher that is killed leaves it
+        content["attempts"] = [{"start": start.isoformat(), "end": None, "how": "running"}]
+        content["status"] = "running"
+    said = {"time": start.timestamp() + said_after_s, "cpu_s": 1000.0}
+    write_json(run.path / "logs" / "progress.json", said)
+    again = medkit("run", "job.ipynb", "--resume").run
+    assert [attempt["how"] for attempt in again["attempts"]] == ["killed", "failed"]
+    assert again["attempts"][0]["cpu_s"] == cpu_s
+    assert cpu_s < again["cost"]["cpu_s"] < cpu_s + 100
+    assert again["cost"]["at_least"] is True
+
+
+def test_a_cost_is_whole_where_the_launcher_lived(make, medkit) -> None:
+    make("import os; os.kill(os.getpid(), 9)")
+    assert medkit("run", "job.ipynb").run["cost"]["at_least"] is False
 
 
 def test_an_edited_notebook_is_not_resumed_unless_inexactness_is_allowed(make, medkit) -> None:
