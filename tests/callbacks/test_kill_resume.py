@@ -110,6 +110,28 @@ def test_draws_after_a_fit_are_the_same_where_it_was_only_loaded(tmp_path: Path)
     assert differing(outcome(tmp_path / "whole"), outcome(tmp_path / "cut")) == []
 
 
+class AlsoTested(Net):
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", self.loss(batch))
+
+
+def test_what_a_test_logs_after_a_finished_stage_is_logged_once(tmp_path: Path) -> None:
+    def train(run_dir: Path, kill: Kill | None) -> None:
+        def ending(trainer: pl.Trainer) -> None:
+            for _ in range(2):  # a row each, below those of the fit
+                trainer.test(trainer.lightning_module, Data().val_dataloader(), verbose=False)
+            if kill is not None:
+                kill.now()  # the rows are on the disk, and will be written again
+
+        training(AlsoTested, ending=ending)(run_dir, None)
+
+    log = Path("logs", "fit", "metrics.csv")
+    until_done(train, tmp_path / "whole", [])
+    assert until_done(train, tmp_path / "cut", [Kill("after the test", 1)] * 2) == 2
+    assert (tmp_path / "whole" / log).read_text().count(",test/loss") == 1
+    assert (tmp_path / "cut" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
+
+
 def test_another_seed_ends_in_other_bits(tmp_path: Path) -> None:
     for seed in (7, 8):
         until_done(training(seed=seed), tmp_path / str(seed), [])
