@@ -265,7 +265,8 @@ def _be_the_training(run_dir: Path, moment: Moment | None, events: int) -> NoRet
 
 def _tell_of_writes(moment: Moment | None, events: int) -> None:
     """Tell the parent when a write begins and ends; die at the moment, where it is a step."""
-    commit, write_text, sync_folder = points.commit, points.write_text, points.sync_folder
+    commit, replace = points.commit, os.replace
+    write_synced, sync_folder = points.write_synced, points.sync_folder
     begun = 0
 
     def die(step: str) -> None:
@@ -279,17 +280,21 @@ def _tell_of_writes(moment: Moment | None, events: int) -> None:
         commit(path, write)
         os.write(events, f"whole {path.name}\n".encode())
 
-    def written(path: Path, text: str) -> None:
+    def written(path: Path, data: bytes) -> None:
         die("digest")
-        write_text(path, text)
-        die("rename")
+        write_synced(path, data)
+
+    def replaced(source: Path, target: Path) -> None:
+        replace(source, target)
+        if str(target).endswith(".sha256"):
+            die("rename")  # the digest is there, the data are not
 
     def synced(folder: Path) -> None:
         die("prune")
         sync_folder(folder)
 
     resume.commit = told
-    points.write_text, points.sync_folder = written, synced
+    points.write_synced, points.sync_folder, os.replace = written, synced, replaced
 
 
 def _train(run_dir: Path) -> None:

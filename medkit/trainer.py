@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
@@ -28,6 +30,15 @@ __all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
 
 _LOGGERS = {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger", "wandb": "WandbLogger"}
 _PACKAGES = {"tensorboard": "'medkit[tensorboard]'"}
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class NoProfiler(PassThroughProfiler):
+    """Profiles nothing, for nothing: Lightning's enters a generator 17 times a step, 20 us."""
+
+    def profile(self, action_name: str) -> Any:
+        """Return a context that does nothing."""
+        return _NOTHING
 
 
 def stable_trainer(
@@ -75,6 +86,7 @@ def stable_trainer(
         "deterministic": True,
         "enable_progress_bar": not headless,
         "enable_model_summary": False,
+        "profiler": NoProfiler(),
         "use_distributed_sampler": False,
         "default_root_dir": str(run.dir),
     } | lightning

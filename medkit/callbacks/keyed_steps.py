@@ -52,6 +52,7 @@ class KeyedSteps(pl.Callback):
         self._private: list[Generator] = []
         self._begun = 0  # batches of this process, up to 2
         self._device: torch.device | None = None
+        self._rank = 0
 
     # Lightning enters a profiler for every callback at every hook, 5 us each and six hooks a step;
     # a hook that is not callable is passed over
@@ -75,6 +76,7 @@ class KeyedSteps(pl.Callback):
         """Bind the loaders and find the generators of module and callbacks."""
         self._private = find_generators(_owners(trainer))
         self._device = pl_module.device
+        self._rank = trainer.global_rank
         self._begun = 0
         self._adopt_loaders(trainer)
         if getattr(trainer, "_val_check_time_interval", None) is not None:
@@ -85,7 +87,7 @@ class KeyedSteps(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Key what is drawn once an epoch."""
-        self._set(pl_module, "epoch", trainer.current_epoch, trainer.global_rank)
+        self._set(pl_module, "epoch", trainer.current_epoch, self._rank)
         if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
             self._adopt_loaders(trainer)
 
@@ -109,8 +111,7 @@ class KeyedSteps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Key dropout and whatever else the step draws."""
-        place = (trainer.current_epoch, batch_idx, trainer.global_rank, self.attempt)
-        self._set(pl_module, "step", *place)
+        self._set(pl_module, "step", trainer.current_epoch, batch_idx, self._rank, self.attempt)
         if self._begun < 2:
             self._begun += 1
             if self._begun == 2:

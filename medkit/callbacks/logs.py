@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from medkit.record.files import write_bytes, write_json
 
 PROGRESS_NAME = "progress.json"
+_SAVE_EVERY_S = 1.0
 
 
 class _Writer(ExperimentWriter):
@@ -30,6 +31,7 @@ class _Writer(ExperimentWriter):
 
     def cut(self, rows: int) -> None:
         """Keep the first ``rows`` rows of what an earlier process wrote, and append to them."""
+        self.metrics = []
         path = Path(self.metrics_file_path)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if rows == 0 or not lines:
@@ -43,6 +45,9 @@ class _Writer(ExperimentWriter):
 class RunCSVLogger(CSVLogger):
     """``logs/<stage>/metrics.csv``; a resumed fit cuts it to the rows its resume point knew.
 
+    Lightning has a logger save after each row. Here the rows go to the disk once a second, with
+    each resume point and at the end: a kill costs none that the point knows of.
+
     Args:
         folder: The stage's log folder.
     """
@@ -50,6 +55,7 @@ class RunCSVLogger(CSVLogger):
     def __init__(self, folder: Path | str) -> None:
         super().__init__(save_dir=str(folder), name="", version="")
         self._folder = Path(folder)
+        self._next_save = 0.0
 
     @property
     def log_dir(self) -> str:
@@ -68,6 +74,24 @@ class RunCSVLogger(CSVLogger):
     def rows(self) -> int:
         """Rows on the disk."""
         return self.experiment.rows
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was logged, if a second has passed."""
+        if time.monotonic() >= self._next_save:
+            self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Write what was logged."""
+        super().save()
+        self._next_save = time.monotonic() + _SAVE_EVERY_S
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what was logged: the stage is over, well or not."""
+        if self._experiment is not None:
+            self.flush()
 
     @rank_zero_only
     def begin(self, rows: int = 0) -> None:

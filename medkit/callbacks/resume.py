@@ -330,8 +330,8 @@ class ResumePoints(Checkpoint):
         self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
     ) -> None:
         self._writer.join()
-        for logger in trainer.loggers:
-            logger.save()  # what the point claims to have logged is on the disk
+        for log in _csv_logs(trainer):
+            log.flush()  # what the point claims to have logged is on the disk
         place = {
             "epoch": trainer.current_epoch,
             "batch": batch_idx,

@@ -126,8 +126,9 @@ class KeyedLoader:
         places = self._local(epoch, cycle)[first:]
         self._places.places = places
         fetch_here = self._inner.num_workers == 0 and self._fetch.draws
-        with keys.globals_keyed(self.seed, "workers", epoch, *self.tag):
-            batches = iter(self._inner)
+        # the loader draws its workers' seeds; from this the global generator stays as it is
+        self._inner.generator = keys.torch_generator(self.seed, "workers", epoch, *self.tag)
+        batches = iter(self._inner)
         for place in places:
             if fetch_here:
                 with fetching_here():
@@ -163,25 +164,26 @@ class KeyedLoader:
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
         place = (epoch, cycle) if cycle else (epoch,)
-        key = keys.seed_of(self.seed, "order", *place, *self.tag)
         plain = _plain_random(self.loader)
         if plain is not None:
             total, size, drop_last = plain
-            order = keys.generator(self.seed, "order", *place, *self.tag).permutation(total)
+            draw = keys.generator(self.seed, "order", *place, *self.tag)
+            order = draw.permutation(total).tolist()
             stop = total - total % size if drop_last else total
-            groups: list[Any] = [order[i : i + size].tolist() for i in range(0, stop, size)]
-        else:
-            sampler = self.loader.batch_sampler or self.loader.sampler
-            for part in _samplers(self.loader):
-                if callable(set_epoch := getattr(part, "set_epoch", None)):
-                    set_epoch(epoch)
-            state = keys.get_globals()
-            keys.set_globals(key)
-            rekey(find_generators(sampler), key)
-            try:
-                groups = list(sampler)
-            finally:
-                keys.restore_globals(state)
+            starts = range(0, stop, size)
+            return [PlaceBatch(epoch, i // size, i, order[i : i + size]) for i in starts]
+        key = keys.seed_of(self.seed, "order", *place, *self.tag)
+        sampler = self.loader.batch_sampler or self.loader.sampler
+        for part in _samplers(self.loader):
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(epoch)
+        state = keys.get_globals()
+        keys.set_globals(key)
+        rekey(find_generators(sampler), key)
+        try:
+            groups = list(sampler)
+        finally:
+            keys.restore_globals(state)
         places, position = [], 0
         for number, group in enumerate(groups):
             places.append(PlaceBatch(epoch, number, position, group))

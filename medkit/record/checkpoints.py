@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from medkit.record.files import sha256_file, sync_folder, write_text
+from medkit.record.files import sha256_file, sync_folder, write_synced
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"resume-e(\d+)-b(\d+)\.ckpt|finished\.ckpt")
@@ -33,20 +33,24 @@ def digest_path(path: Path) -> Path:
 def commit(path: Path, write: Callable[[Path], None]) -> None:
     """Write a checkpoint so that it is whole, digested and on the disk, or not there at all.
 
-    The order matters: data synced, digest in place, and only then the data under its name. A
-    checkpoint without a digest therefore never exists, and a kill at any moment leaves at worst an
-    orphan that :func:`clean` removes. All of it happens in one folder (a rename across file systems
-    is a copy).
+    The order matters: data and digest synced, digest in place, and only then the data under its
+    name. A checkpoint without a digest therefore never exists, and a kill at any moment leaves at
+    worst an orphan that :func:`clean` removes. All of it happens in one folder (a rename across
+    file systems is a copy), which is synced once, at the end: should a power cut come before and
+    keep one rename of the two, the checkpoint is passed over as damaged.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest = digest_path(path)
+    temp, digest_temp = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (path, digest))
     try:
         write(temp)
         with temp.open("rb+") as handle:
             os.fsync(handle.fileno())
-        write_text(digest_path(path), sha256_file(temp) + "\n")
+        write_synced(digest_temp, f"{sha256_file(temp)}\n".encode())
+        digest_temp.replace(digest)
         temp.replace(path)
     except BaseException as error:
-        temp.unlink(missing_ok=True)  # on a full disk, half a file would keep it full
+        for half in (temp, digest_temp):  # on a full disk they would keep it full
+            half.unlink(missing_ok=True)
         if isinstance(error, OSError | RuntimeError):  # torch raises the latter
             reason = " ".join(str(error).split())[:300]
             raise CheckpointWriteError(

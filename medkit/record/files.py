@@ -23,17 +23,24 @@ def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
     path = Path(path)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temp.open("wb") as handle:
-            handle.write(data)
-            if durable:
-                handle.flush()
-                os.fsync(handle.fileno())
+        if durable:
+            write_synced(temp, data)
+        else:
+            temp.write_bytes(data)
         temp.replace(path)
     except OSError:
         temp.unlink(missing_ok=True)
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write bytes and wait until the disk has them."""
+    with path.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ def logged(folder: Path, rows: int, numbers: range) -> list[str]:
     for number in numbers:
         logger.log_metrics({"train/loss": float(number)}, step=number)
         logger.save()
+    logger.finalize("success")
     return (folder / "metrics.csv").read_text().splitlines()
 
 
@@ -41,6 +42,18 @@ def test_a_row_torn_by_a_kill_is_cut(tmp_path: Path) -> None:
     with (tmp_path / "cut" / "metrics.csv").open("a") as handle:
         handle.write("3.0,")
     assert logged(tmp_path / "cut", 3, range(3, 6)) == whole
+
+
+def test_rows_not_yet_on_the_disk_are_there_when_a_point_is_taken(tmp_path: Path) -> None:
+    logger = RunCSVLogger(tmp_path)
+    logger.begin()
+    for number in range(3):
+        logger.log_metrics({"train/loss": float(number)}, step=number)
+        logger.save()
+    assert logger.rows == 1  # the others wait for the second to pass
+    logger.flush()
+    assert logger.rows == 3
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_a_column_that_comes_later_keeps_the_rows_before_it(tmp_path: Path) -> None:

@@ -140,8 +140,8 @@ def test_the_data_are_synced_before_the_rename_and_the_folder_after_it(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
     save(tmp_path, FINISHED)
-    digest = ["sync digest", "rename to .sha256", "sync folder"]
-    assert calls == ["sync data", *digest, "rename to .ckpt", "sync folder"]
+    renames = ["rename to .sha256", "rename to .ckpt"]
+    assert calls == ["sync data", "sync digest", *renames, "sync folder"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("zip")])
@@ -211,7 +211,7 @@ def test_an_error_at_any_step_of_the_commit_leaves_a_folder_to_resume_from(
         raise OSError(errno.EIO, "Input/output error")
 
     if moment == "digest":
-        monkeypatch.setattr(points, "write_text", fail)
+        monkeypatch.setattr(points, "write_synced", fail)
     else:
         monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(CheckpointWriteError):
