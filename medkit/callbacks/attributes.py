@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from medkit.callbacks.bits import same_bits
 from medkit.callbacks.data_settings import LOADER, data_holders, no_settings
 from medkit.callbacks.packing import ATOMS, TAG, pack, unpack
 from medkit.callbacks.state import NotPlainError
@@ -232,8 +233,7 @@ def _flags(module: nn.Module) -> dict[str, bool]:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        same_kind = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape
-        return same_kind and a.dtype == b.dtype and bool(torch.equal(a, b))
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and same_bits(a, b)
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):

@@ -15,6 +15,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from medkit.callbacks.bits import same_bits
+
 _PROGRESS_KEYS = ("ready", "started", "processed")
 
 
@@ -105,7 +107,7 @@ def restore_weights(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> int:
     changed = 0
     for name, value in saved.items():
         mine = own.get(name)
-        if isinstance(mine, Tensor) and not torch.equal(mine.cpu(), value):
+        if isinstance(mine, Tensor) and not same_bits(mine, value):
             with torch.no_grad():
                 mine.copy_(value)
             changed += 1

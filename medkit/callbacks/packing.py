@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medkit.callbacks.state import NotPlainError
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 TAG = "medkit:"
+_SMALL = 1_000  # values of a tensor that may be stacked with others
 
 
 def pack(value: Any, freeze: bool = False) -> Any:
@@ -34,7 +35,9 @@ def pack(value: Any, freeze: bool = False) -> Any:
     if isinstance(value, nn.Parameter):
         raise NotPlainError("a parameter is in the weights, and must stay the one it is")
     if isinstance(value, Tensor):
-        tensor = value.detach().as_subclass(Tensor)  # a MetaTensor cannot be loaded safely
+        tensor = value.detach()
+        if type(tensor) is not Tensor:  # a MetaTensor cannot be loaded safely
+            tensor = tensor.as_subclass(Tensor)
         tensor = tensor.clone() if freeze else tensor
         return tensor if value.device.type == "cpu" else (f"{TAG}device", tensor)
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
@@ -44,6 +47,9 @@ def pack(value: Any, freeze: bool = False) -> Any:
     if isinstance(value, Mapping):
         return {_key(k): pack(v, freeze) for k, v in value.items()}
     if isinstance(value, list | tuple):
+        if kind is list and _stacks(value):
+            # the losses of an epoch so far: one tensor is written in no time, a thousand are not
+            return (f"{TAG}stack", torch.stack(value).detach(), value[0].device.type == "cpu")
         items = [pack(v, freeze) for v in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, deque):
@@ -95,6 +101,13 @@ def _untag(tag: str, packed: tuple[Any, ...], like: Any, device: torch.device | 
         if hasattr(like, "load_state_dict"):
             like.load_state_dict(unpack(packed[1], None, device))
         return like
+    if tag == "stack":
+        stack = packed[1] if packed[2] else packed[1].to(device)
+        items = [row.clone() for row in stack.unbind()]
+        if not isinstance(like, list):
+            return items
+        like[:] = items
+        return like
     if tag == "array":
         return packed[1].cpu().numpy().copy()
     if tag == "scalar":
@@ -111,6 +124,22 @@ def _untag(tag: str, packed: tuple[Any, ...], like: Any, device: torch.device | 
             return like
         return deque(items, packed[2])
     return frozenset(items) if tag == "frozenset" else set(items)
+
+
+def _stacks(values: Sequence[Any]) -> bool:
+    """Whether these are small plain tensors of one kind, no graph attached."""
+    first = values[0] if len(values) > 1 else None
+    if type(first) is not Tensor or first.numel() > _SMALL or first.is_quantized:
+        return False
+    kind = (first.shape, first.dtype, first.device)
+    return all(
+        type(v) is Tensor
+        and (v.shape, v.dtype, v.device) == kind
+        and not v.requires_grad
+        and v.layout == torch.strided
+        and v.is_contiguous()
+        for v in values
+    )
 
 
 def _key(key: Any) -> Any:

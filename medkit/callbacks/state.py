@@ -176,7 +176,7 @@ class HostCopies:
     def copy(self, value: Tensor, where: str) -> Tensor:
         """Return a copy of a tensor; ``where`` names its buffer."""
         source = value.detach()
-        if source.numel() < 4096:  # pages do not matter here
+        if source.numel() < 4096 or source.layout != torch.strided:  # pages do not matter here
             return source.to("cpu", copy=True)
         buffer = self._buffers.get(where)
         if buffer is None or buffer.shape != source.shape or buffer.dtype != source.dtype:

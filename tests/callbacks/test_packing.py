@@ -74,6 +74,51 @@ def test_it_comes_back_as_it_was(value: Any, like: Any, tmp_path: Path) -> None:
         assert back == value
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [torch.tensor(float("nan")), torch.tensor(-0.0), torch.tensor(1e-45)],
+        [torch.arange(6).reshape(2, 3), torch.zeros(2, 3, dtype=torch.int64)],
+        [torch.ones(2, dtype=torch.bfloat16)] * 3,
+        [torch.ones(2), torch.ones(3)],
+        [torch.ones(2), 1.0],
+        [torch.ones(2), torch.ones(2, 2).T[0]],
+        [torch.eye(2).to_sparse(), torch.eye(2).to_sparse()],
+    ],
+)
+def test_a_list_of_tensors_comes_back_as_separate_tensors(
+    values: list[Any], tmp_path: Path
+) -> None:
+    mine: list[Any] = ["an older state"]
+    back = through_a_file(values, mine, tmp_path)
+    assert back is mine  # who else holds the list sees it
+    for was, now in zip(values, back, strict=True):
+        assert type(now) is type(was)
+        if isinstance(was, torch.Tensor):
+            assert now.dtype == was.dtype
+            assert now.shape == was.shape
+            raw = [
+                v.to_dense().contiguous().numpy(force=True).tobytes()
+                for v in (was.float(), now.float())
+            ]
+            assert raw[0] == raw[1]
+    if isinstance(back[-1], torch.Tensor) and back[-1].layout == torch.strided:
+        back[0].zero_()
+        assert back[1].untyped_storage().data_ptr() != back[0].untyped_storage().data_ptr()
+
+
+def test_the_losses_of_an_epoch_are_one_tensor_in_the_file() -> None:
+    packed = pack([torch.tensor(float(i)) for i in range(1000)], freeze=True)
+    assert sum(isinstance(part, torch.Tensor) for part in packed) == 1
+
+
+def test_a_packed_list_does_not_change_with_its_tensors() -> None:
+    losses = [torch.tensor(1.0), torch.tensor(2.0)]
+    packed = pack(losses, freeze=True)
+    losses[0].zero_()
+    assert unpack(packed) == [1.0, 2.0]
+
+
 def test_a_defaultdict_keeps_its_factory(tmp_path: Path) -> None:
     back = through_a_file(defaultdict(list, a=[1]), defaultdict(list), tmp_path)
     assert back["new"] == []

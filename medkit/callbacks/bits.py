@@ -1,0 +1,35 @@
+"""The bits of a tensor, whatever its layout: to compare them and to digest them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_COMPRESSED = {
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def bits(value: Tensor) -> list[Tensor]:
+    """Return what a tensor is made of, on the host, as one-dimensional tensors of bytes.
+
+    One for an ordinary tensor; indices and values for a sparse one.
+    """
+    value = value.detach()
+    if value.layout == torch.sparse_coo:
+        parts = [value._indices(), value._values()]
+    elif value.layout in _COMPRESSED:
+        parts = [getattr(value, name)() for name in _COMPRESSED[value.layout]]
+    else:
+        parts = [value]
+    return [part.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8) for part in parts]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are alike bit for bit (``-0.0`` is not ``0.0``)."""
+    if (a.shape, a.dtype, a.layout) != (b.shape, b.dtype, b.layout):
+        return False
+    return all(torch.equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
