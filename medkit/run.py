@@ -5,14 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +17,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from medkit import keyed as keys
-from medkit.callbacks.resume import SettingsChangedError, TrainingInterrupted, describe_changes
+from medkit.callbacks.fingerprint import SettingsChangedError, describe_changes
+from medkit.callbacks.signals import stop_at_once
 from medkit.record import identity as identities
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import read_json, safe_name, sha256_text
@@ -313,7 +311,7 @@ def start_run(
             raise
     keys.set_run_seed(run.seed, run.split_seed)
     quiet_notebook()
-    _listen(run)
+    stop_at_once(run.note_signal)
     _active = run
     _log.info("run folder: %s", run.dir)
     return run
@@ -391,20 +389,6 @@ def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
         "environment": {name: environment[name] for name in names},
         "hardware_class": hardware_class(),
     }
-
-
-def _listen(run: Run) -> None:
-    """Outside a fit there is nothing to save: stop at once, and say what it was."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        name = signal.Signals(signum).name
-        run.note_signal(name)
-        raise TrainingInterrupted(f"{name}: the run was stopped outside a fit", signum)
-
-    for signum in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, stop)
 
 
 def _cpu_s() -> float:

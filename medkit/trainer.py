@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from medkit.callbacks.bits import bits
+from medkit.callbacks.fingerprint import fingerprint, settings
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.lean import NoProfiler, ask_signature_once
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
-from medkit.data.fetching import PlaceBatch
-from medkit.data.loader import KeyedLoader, keyed
+from medkit.data.loader import keyed
 from medkit.record.checkpoints import FINISHED
-from medkit.record.files import sha256_file
 from medkit.run import Run, start_run
 
 __all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
@@ -107,7 +104,7 @@ def stable_trainer(
         **options,
     )
     ask_signature_once(trainer)
-    points.identity = _settings(trainer, options["deterministic"])
+    points.identity = settings(trainer, options["deterministic"])
     return trainer
 
 
@@ -166,10 +163,9 @@ class _RunPoints(ResumePoints):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare module, data and batches with those of the resume point."""
-        settings, self.identity = self.identity, _fingerprint(trainer)
-        if self._resumed is not None:
-            self._compare(self._resumed["identity"])
-        self.identity |= settings
+        of_trainer, self.identity = self.identity, fingerprint(trainer)
+        self._compare()
+        self.identity |= of_trainer
         super().on_train_start(trainer, pl_module)
 
     def _at_end(self, trainer: pl.Trainer) -> None:
@@ -191,78 +187,6 @@ def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
         for part in bits(value):
             digest.update(part.numpy().data)
     return digest.hexdigest()
-
-
-def _settings(trainer: pl.Trainer, deterministic: object) -> dict[str, Any]:
-    """Return what of the Trainer changes a result, as plain values; a default counts as given."""
-    names = [
-        *("max_epochs", "max_steps", "min_epochs", "min_steps", "precision", "num_nodes"),
-        *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
-        *("limit_train_batches", "limit_val_batches", "overfit_batches"),
-        *("val_check_interval", "check_val_every_n_epoch", "reload_dataloaders_every_n_epochs"),
-    ]
-    found = {name: getattr(trainer, name) for name in names}
-    found = {name: getattr(value, "value", value) for name, value in found.items()}  # of an enum
-    found |= {"devices": trainer.num_devices, "deterministic": deterministic}
-    return {
-        name: value if isinstance(value, int | float | str | None) else repr(value)
-        for name, value in found.items()
-    }
-
-
-def _fingerprint(trainer: pl.Trainer) -> dict[str, Any]:
-    """Return what a stranger's data and module look like: known once the loaders are there."""
-    combined = trainer.fit_loop._combined_loader
-    loaders = combined.flattened if combined is not None else []
-    keyed_ones = [loader for loader in loaders if isinstance(loader, KeyedLoader)]
-    if getattr(
-        trainer, "reload_dataloaders_every_n_epochs", 0
-    ):  # made to differ from epoch to epoch
-        return {"module_sha256": _source_digest(type(trainer.lightning_module))}
-    return {
-        "batches": trainer.num_training_batches,
-        "rows": [len(loader.dataset) for loader in keyed_ones],  # type: ignore[arg-type]
-        "batch_size": [loader.batch_size for loader in keyed_ones],
-        "samples_sha256": [_sample_digest(loader) for loader in keyed_ones],
-        "module_sha256": _source_digest(type(trainer.lightning_module)),
-    }
-
-
-def _sample_digest(loader: KeyedLoader) -> str:
-    """Digest the first row of the first and of the last batch of epoch 0, augmentation included."""
-    places = loader.places(0)
-    digest = hashlib.sha256()
-    for place in (places[0], places[-1]) if places else ():
-        one = place
-        if loader.batch_size is not None or hasattr(place.rows, "__len__"):
-            one = PlaceBatch(place.epoch, place.batch, place.start, place.rows[:1])
-        _feed(digest, loader.fetch(one))
-    return digest.hexdigest()
-
-
-def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, torch.Tensor):
-        for part in bits(value):
-            digest.update(part.numpy().data)
-    elif isinstance(value, np.ndarray):
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        for key in value:
-            digest.update(str(key).encode())
-            _feed(digest, value[key])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(digest, item)
-    elif isinstance(value, int | float | str | bool):
-        digest.update(repr(value).encode())
-
-
-def _source_digest(kind: type) -> str:
-    """Digest the file a module's class is written in; empty for one typed into a notebook."""
-    try:
-        return sha256_file(inspect.getfile(kind))
-    except (TypeError, OSError):
-        return ""
 
 
 def _loggers(run: Run, name: str, more: Logger | str | None) -> list[Logger]:

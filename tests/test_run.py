@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import medkit.run
-from medkit.callbacks.resume import SettingsChangedError
+from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.record.folder import RunFolder
 from medkit.record.lock import RunBusyError, RunLock, is_locked
 from medkit.record.pseudonym import pseudonym

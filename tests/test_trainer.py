@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from medkit import trainer as trainers
+from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.callbacks.keyed_steps import KeyedSteps
-from medkit.callbacks.resume import ResumePoints, SettingsChangedError
+from medkit.callbacks.resume import ResumePoints
 from medkit.record.checkpoints import FINISHED
 from medkit.record.ledger import Ledger
 from medkit.run import StageFinishedError

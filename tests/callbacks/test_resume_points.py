@@ -16,8 +16,9 @@ from torch import nn
 
 from benchmarks._kills import digest, in_child
 from medkit import keyed as keys
+from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.callbacks.keyed_steps import KeyedSteps
-from medkit.callbacks.resume import ResumePoints, SettingsChangedError
+from medkit.callbacks.resume import ResumePoints
 from medkit.callbacks.state import NotPlainError
 from medkit.data.loader import keyed
 from medkit.record.checkpoints import FINISHED, PASSED_OVER, checkpoints, newest_sound
