@@ -1,11 +1,9 @@
-"""One run: its folder, lock, identity and seeds, from the first cell to the last."""
+"""One run as its notebook holds it: its folder, seeds, stages and results, until it is closed."""
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,34 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from medkit import keyed as keys
 from medkit.callbacks.fingerprint import SettingsChangedError, describe_changes
-from medkit.callbacks.signals import stop_at_once
 from medkit.record import identity as identities
 from medkit.record.checkpoints import newest_sound
-from medkit.record.files import read_json, safe_name, sha256_text
+from medkit.record.files import safe_name, sha256_text
 from medkit.record.folder import RunFolder, now
 from medkit.record.ledger import Ledger
 from medkit.record.lock import RunLock
 from medkit.record.pseudonym import pseudonym
 from medkit.record.results import METRICS_NAME, Metric, write_metrics
-from medkit.surroundings import (
-    hardware_class,
-    place_of,
-    quiet_notebook,
-    script_digest,
-    script_name,
-)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _log = logging.getLogger(__name__)
-_active: Run | None = None
-_WAIT_FOR_LOCK_S = 15.0  # a loader worker notices its dead parent within about 5 s
 
 
 class StageFinishedError(RuntimeError):
@@ -48,7 +35,7 @@ class StageFinishedError(RuntimeError):
 
 
 class Run:
-    """What a notebook holds of its run; made by :func:`start_run`.
+    """What a notebook holds of its run; made by ``medkit.start.start_run``.
 
     Attributes:
         dir: The run folder.
@@ -161,7 +148,7 @@ class Run:
         """
         known = dict(self.folder.read().get("data", {}))
         was = {name: known[name] for name in digests if name in known}
-        self._compare({"data": was}, {"data": {name: digests[name] for name in was}})
+        self.compare({"data": was}, {"data": {name: digests[name] for name in was}})
         self.folder.update(data=known | digests)
 
     def mark_inexact(self, reason: str) -> None:
@@ -223,7 +210,13 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def abandon(self) -> None:
+        """Let the lock go and leave the folder as it is: the run was refused there."""
+        self._open = False
+        if self._lock is not None:
+            self._lock.release()
+
+    def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Refuse a resume under other settings, or go on and mark it."""
         differences = identities.compare(old, new)
         if not differences:
@@ -248,149 +241,6 @@ class Run:
             )
 
 
-def start_run(
-    run_dir: str | Path = "",
-    *,
-    seed: int,
-    split_seed: int = 0,
-    quick: bool = False,
-    threads: int | None = None,
-    allow_inexact: bool = False,
-) -> Run:
-    """Begin a run, or go on with the unfinished one in ``run_dir``.
-
-    Sets the thread count, torch's deterministic mode and every global generator; takes the
-    folder's lock; writes down what the run is. Started again in the same process it closes the
-    run before it.
-
-    Args:
-        run_dir: The run folder; empty makes ``runs/<notebook>/<UTC>-s<seed>``.
-        seed: Decides initial weights, order, augmentation and dropout.
-        split_seed: Decides who is in which split; keep it while ``seed`` varies.
-        quick: Whether this is the short path of a notebook.
-        threads: Intra-op threads; results depend on it. None keeps torch's number.
-        allow_inexact: Resume although settings differ, and mark the run ``exact: false``.
-
-    Raises:
-        RunBusyError: When another process writes into the folder.
-        FileExistsError: When the folder holds a finished run or something else.
-        SettingsChangedError: When an unfinished run was started under other settings.
-    """
-    global _active
-    if _active is not None:
-        _active.finish()
-        _active = None
-    if threads is not None:
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # a Trainer makes it strict
-    # filling fresh memory costs 6-18 % and only changes programs that read what they never wrote
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-    path, launched = place_of(run_dir, seed)
-    folder = RunFolder(path)
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    os.environ["MEDKIT_RUN_DIR"] = str(path)  # processes that Lightning starts join this run
-    lock = None
-    if not launched and rank == 0:
-        _check_free(folder)  # before the lock: nothing is left in a folder that is refused
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(path)
-        lock.acquire(wait_s=_WAIT_FOR_LOCK_S if folder.exists() else 0.0)
-    run = Run(folder, lock, seed=int(seed), split_seed=int(split_seed), quick=bool(quick))
-    run.launched = launched
-    run.allow_inexact = allow_inexact or os.environ.get("MEDKIT_ALLOW_INEXACT") == "1"
-    if rank == 0:
-        try:
-            _enter(run)
-        except BaseException:  # Ctrl-C too must not leave the folder locked; it is raised again
-            run._open = False
-            if lock is not None:
-                lock.release()
-            raise
-    keys.set_run_seed(run.seed, run.split_seed)
-    quiet_notebook()
-    stop_at_once(run.note_signal)
-    _active = run
-    _log.info("run folder: %s", run.dir)
-    return run
-
-
-def _enter(run: Run) -> None:
-    """Make the folder's run.json, or check that it is this run's."""
-    folder = run.folder
-    fresh = {
-        "seed": run.seed,
-        "split_seed": run.split_seed,
-        "quick": run.quick,
-        "git": identities.git_commit(Path.cwd()),
-        "environment": identities.environment(),
-        "exact": True,
-        "inexact_reasons": [],
-        "hardware_class": hardware_class(),
-    }
-    if not run.launched:
-        _check_free(folder)  # again: its holder may have finished it while the lock was waited for
-    if not folder.exists():
-        words = [str(word) for word in sys.argv]
-        first = [_attempt()]
-        RunFolder.create(run.dir, **fresh, notebook=script_name(), command=words, attempts=first)
-    content = folder.read()
-    me = _identity(run, content)
-    known = content.get("identity")
-    if known is None:
-        folder.update(identity=me, **{k: v for k, v in fresh.items() if k not in content})
-        return
-    run.resumed = True
-    run._compare(known, me)
-    with folder.editing() as content:
-        progress = run.dir / "logs" / "progress.json"
-        if progress.exists():
-            content["last_seen"] = {key: read_json(progress)[key] for key in ("stage", "step")}
-        if not run.launched:
-            attempts = content.setdefault("attempts", [])
-            for attempt in attempts:  # a killed process could not close its own
-                if attempt["how"] == "running":
-                    attempt["how"] = "killed"
-            attempts.append(_attempt())
-            content["status"] = "running"
-        content["interrupted_by"] = None
-        content["end"] = None
-
-
-def _check_free(folder: RunFolder) -> None:
-    """Refuse a folder that holds a finished run or something else."""
-    if not folder.exists():
-        folder.check_new()
-    elif folder.read().get("status") == "done":
-        digest = folder.read().get("weights_sha256", "none")
-        raise FileExistsError(
-            f"{folder.path} must be a new folder or hold an unfinished run, and it holds a "
-            f"finished run (weights_sha256 {digest}). Choose another folder for a new one."
-        )
-
-
-def _attempt() -> dict[str, Any]:
-    return {"start": now(), "end": None, "how": "running"}
-
-
-def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must not change between two attempts of one run."""
-    environment = identities.environment()
-    names = ("python", "torch", "pytorch-lightning", "numpy")
-    return {
-        "seed": run.seed,
-        "split_seed": run.split_seed,
-        "quick": run.quick,
-        "parameters": content.get("parameters") or {},
-        "code_sha256": identities.code_digest(),
-        "notebook_sha256": content.get("notebook_sha256") or script_digest(),
-        "environment": {name: environment[name] for name in names},
-        "hardware_class": hardware_class(),
-    }
-
-
 def _cpu_s() -> float:
     mine = os.times()
     return mine.user + mine.system + mine.children_user + mine.children_system
@@ -405,13 +255,3 @@ def _add_cost(content: dict[str, Any], wall_s: float, cpu_s: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cost["peak_memory_mb"] = max(cost.get("peak_memory_mb", 0), round(peak))
     cost.setdefault("steps_wasted", 0)
-
-
-def _at_exit() -> None:
-    if _active is not None:
-        # a notebook's failed cell is not the end of its run; a script's error is
-        failed = getattr(sys, "last_type", None) is not None and "ipykernel" not in sys.modules
-        _active.finish("failed" if failed else None)
-
-
-atexit.register(_at_exit)

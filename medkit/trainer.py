@@ -21,7 +21,8 @@ from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
 from medkit.data.loader import keyed
 from medkit.record.checkpoints import FINISHED
-from medkit.run import Run, start_run
+from medkit.run import Run
+from medkit.start import start_run
 
 __all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
 

@@ -65,7 +65,7 @@ def _as_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Close the run a test started, and undo what ``start_run`` sets for the whole process."""
     import torch
 
-    from medkit import keyed, run
+    from medkit import keyed, start
 
     for name in ("MEDKIT_RUN_DIR", "MEDKIT_LAUNCHER_PID", "MEDKIT_ALLOW_INEXACT", "LOCAL_RANK"):
         monkeypatch.setenv(name, "")  # so that it is put back even where it was not there
@@ -74,9 +74,9 @@ def _as_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads, globals_were = torch.get_num_threads(), keyed.get_globals()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     yield
-    if run._active is not None:
-        run._active.finish()
-        run._active = None
+    if start._active is not None:
+        start._active.finish()
+        start._active = None
     torch.set_num_threads(threads)
     keyed.restore_globals(globals_were)
     for number, handler in handlers.items():

@@ -16,8 +16,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # In order: a room imports itself and the rooms before it.
 ROOMS = [
     *("keyed", "record", "metrics", "jobs", "plot", "dicom", "synth", "data", "models"),
-    *("saliency", "vlm", "callbacks", "surroundings", "run", "trainer", "check", "study"),
-    *("widgets", "cli"),
+    *("saliency", "vlm", "callbacks", "surroundings", "run", "start", "trainer", "check"),
+    *("study", "widgets", "cli"),
 ]
 # The launcher and what reads its results answer at once, on machines without an accelerator.
 WITHOUT_TORCH = ["record", "metrics", "jobs", "cli"]

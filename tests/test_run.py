@@ -16,13 +16,14 @@ import pandas as pd
 import pytest
 import torch
 
-import medkit.run
+import medkit.start
 from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.record.folder import RunFolder
 from medkit.record.lock import RunBusyError, RunLock, is_locked
 from medkit.record.pseudonym import pseudonym
 from medkit.record.results import Metric
-from medkit.run import Run, StageFinishedError, start_run
+from medkit.run import Run, StageFinishedError
+from medkit.start import start_run
 
 pytestmark = pytest.mark.usefixtures("_as_before_a_run")
 
@@ -176,7 +177,7 @@ def writer(tmp_path: Path) -> Iterator[int]:
 def test_a_second_writer_is_refused_and_the_first_is_named(
     tmp_path: Path, writer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(medkit.run, "_WAIT_FOR_LOCK_S", 0.0)
+    monkeypatch.setattr(medkit.start, "_WAIT_FOR_LOCK_S", 0.0)
     before = record(tmp_path / "a")
     with pytest.raises(RunBusyError, match=rf"in use by process {writer} on"):
         start_run(tmp_path / "a", seed=7)
@@ -197,16 +198,16 @@ def other_parameters(patch: pytest.MonkeyPatch, path: Path) -> None:
 
 
 def other_script(patch: pytest.MonkeyPatch, path: Path) -> None:
-    patch.setattr(medkit.run, "script_digest", lambda: "edited")
+    patch.setattr(medkit.start, "script_digest", lambda: "edited")
 
 
 def other_code(patch: pytest.MonkeyPatch, path: Path) -> None:
-    patch.setattr(medkit.run.identities, "code_digest", lambda: "edited")
+    patch.setattr(medkit.start.identities, "code_digest", lambda: "edited")
 
 
 def other_torch(patch: pytest.MonkeyPatch, path: Path) -> None:
-    versions = medkit.run.identities.environment() | {"torch": "2.99.0"}
-    patch.setattr(medkit.run.identities, "environment", lambda: versions)
+    versions = medkit.start.identities.environment() | {"torch": "2.99.0"}
+    patch.setattr(medkit.start.identities, "environment", lambda: versions)
 
 
 OTHERS = {
@@ -390,19 +391,19 @@ def test_steps_trained_after_the_last_resume_point_are_counted_once(run: Run) ->
 
 DONE = """
 import sys
-from medkit.run import start_run
+from medkit.start import start_run
 run = start_run(seed=3)
 run.metrics({"val/loss": 0.5})
 """
 FAILS = """
 import sys
-from medkit.run import start_run
+from medkit.start import start_run
 run = start_run(sys.argv[1], seed=3)
 raise RuntimeError("no such column")
 """
 WAITS = """
 import os, signal, sys
-from medkit.run import start_run
+from medkit.start import start_run
 run = start_run(sys.argv[1], seed=3)
 os.kill(os.getpid(), signal.SIGTERM)
 sys.exit("went on")
@@ -412,7 +413,7 @@ sys.exit("went on")
 # Imports cost seconds: they are done once, and each script is run in a fork that ends by itself.
 FORKS = """
 import os, runpy, sys
-import medkit.run
+import medkit.start
 for script in sys.argv[1:]:
     pid = os.fork()
     if pid == 0:

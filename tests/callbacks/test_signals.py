@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks._kills import Kill, differing, in_child, outcome, until_done
-from medkit import run
+from medkit import start
 from medkit.record.checkpoints import checkpoint_name, checkpoints
 from medkit.record.folder import RunFolder
 from medkit.trainer import start_run
@@ -50,7 +50,7 @@ def ended(work: Callable[[], object], log: Path) -> int:
         try:
             work()
         finally:
-            run._at_exit()
+            start._at_exit()
 
     return in_child(closed, log)
 
@@ -200,14 +200,14 @@ def test_a_whole_script_ends_with_the_code_of_its_signal(tmp_path: Path) -> None
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
 
-    def start(run_dir: Path, name: str) -> subprocess.Popen[bytes]:
+    def begin(run_dir: Path, name: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(script), str(run_dir), name]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
-    started = {name: start(tmp_path / name, name) for name, _ in CODES}
+    started = {name: begin(tmp_path / name, name) for name, _ in CODES}
     assert {name: process.wait(120) for name, process in started.items()} == dict(CODES)
     assert {RunFolder(tmp_path / name).status for name in started} == {"interrupted"}
-    assert start(tmp_path / "SIGTERM", "").wait(120) == 0
+    assert begin(tmp_path / "SIGTERM", "").wait(120) == 0
     assert RunFolder(tmp_path / "SIGTERM").status == "done"
