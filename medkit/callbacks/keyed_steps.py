@@ -101,7 +101,7 @@ class KeyedSteps(pl.Callback):
                 )
                 continue
             loader.bind(trainer)
-            loader.on_transfer = self._key_transfer if _moves_by_hand(trainer) else None
+            loader.on_transfer = self._key_transfer if moves_by_hand(trainer) else None
             if loader.seed != self.seed:
                 self.on_inexact(
                     f"the training loader is keyed by seed {loader.seed}, the steps by {self.seed}"
@@ -189,7 +189,7 @@ def _owners(trainer: pl.Trainer) -> list[object]:
     return owners
 
 
-def _moves_by_hand(trainer: pl.Trainer) -> bool:
+def moves_by_hand(trainer: pl.Trainer) -> bool:
     """Whether moving a batch runs somebody's code, which may augment it there.
 
     Those hooks run before ``on_train_batch_start``, so the loader has their key set.

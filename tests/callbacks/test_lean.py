@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medkit.callbacks.lean import NoProfiler, ask_signature_once
+from medkit.callbacks.lean import NoProfiler, lighten
 
 
 class Seen(pl.LightningModule):
@@ -46,10 +46,10 @@ class WithAny(Seen):
 
 
 def trained(module: Seen, quiet: dict[str, Any], *, lean: bool) -> list[tuple[Any, ...]]:
-    trainer = pl.Trainer(max_epochs=2, **quiet | {"profiler": NoProfiler() if lean else None})
+    trainer = pl.Trainer(max_epochs=2, profiler=NoProfiler() if lean else None, **quiet)
     if lean:
-        ask_signature_once(trainer)
-        pickle.loads(pickle.dumps(trainer.fit_loop.epoch_loop._build_kwargs))  # processes spawn
+        lighten(trainer)
+        pickle.loads(pickle.dumps(trainer))  # as processes that are spawned get it
     trainer.fit(module)
     return module.seen
 
@@ -70,7 +70,89 @@ def test_a_step_that_is_replaced_on_the_way_is_asked_again(quiet: dict[str, Any]
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             pl_module.training_step = without  # type: ignore[assignment,method-assign]
 
-    trainer = pl.Trainer(max_epochs=2, callbacks=[Swap()], **quiet)
-    ask_signature_once(trainer)
+    trainer = pl.Trainer(max_epochs=2, callbacks=[Swap()], profiler=NoProfiler(), **quiet)
+    lighten(trainer)
     trainer.fit(module)
     assert module.seen == [(2, 0), (2, 1), (2,), (2,)]
+
+
+def kept_batches() -> Any:
+    """The same object each time: a step that changes its batch must not change the data."""
+    kept = {"x": torch.ones(2, 3)}
+    return DataLoader([kept, kept], batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+
+
+class OnItsWay(Seen):
+    """Takes batches that say which hooks they have been through."""
+
+    def training_step(self, batch: dict[str, Any], number: int) -> Tensor:
+        self.seen.append((sorted(batch), type(batch["x"]).__name__))
+        batch.pop("x")  # its own: the dataset's stays whole
+        return self.net.weight.sum()
+
+    def validation_step(self, batch: dict[str, Any], number: int) -> None:
+        self.seen.append((sorted(batch), type(batch["x"]).__name__))
+
+    def train_dataloader(self) -> Any:
+        return kept_batches()
+
+    val_dataloader = train_dataloader
+
+
+class HooksOfItsOwn(OnItsWay):
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        return batch | {f"to {device}": 1}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {f"after {dataloader_idx}": 1}
+
+
+class HooksInTheData(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return kept_batches()
+
+    val_dataloader = train_dataloader
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {"data": 1}
+
+
+def put_in_place(module: pl.LightningModule) -> pl.LightningModule:
+    module.on_after_batch_transfer = lambda batch, dataloader_idx: batch | {"patched": 1}  # type: ignore[method-assign]
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (OnItsWay, None),
+        (HooksOfItsOwn, None),
+        (OnItsWay, HooksInTheData),
+        (lambda: put_in_place(OnItsWay()), None),
+    ],
+    ids=["no hooks", "of the module", "of the data", "put in place"],
+)
+def test_a_batch_goes_through_the_hooks_that_lightning_calls(
+    make: Any, data: Any, quiet: dict[str, Any]
+) -> None:
+    ways = []
+    for profiler in (NoProfiler(), None):
+        module = make()
+        trainer = pl.Trainer(max_epochs=1, profiler=profiler, **quiet)
+        lighten(trainer)
+        trainer.fit(module, *([data()] if data else []))
+        ways.append(module.seen)
+    assert ways[0] == ways[1]
+    assert len(ways[0]) == 2 + 2 + 2  # a sanity check, a validation and the training
+
+
+def test_a_profiler_of_ones_own_sees_what_lightning_does(quiet: dict[str, Any]) -> None:
+    trainer = pl.Trainer(max_epochs=1, profiler="simple", **quiet)
+    before = dict(vars(trainer.strategy)), dict(vars(trainer.fit_loop.epoch_loop))
+    lighten(trainer)
+    assert (vars(trainer.strategy).keys(), vars(trainer.fit_loop.epoch_loop).keys()) == (
+        before[0].keys(),
+        before[1].keys(),
+    )
