@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 from medkit import keyed as keys
 from medkit.callbacks.fingerprint import SettingsChangedError, describe_changes
 from medkit.record import identity as identities
+from medkit.record.attempts import add_cost, used_cpu_s
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import safe_name, sha256_text
 from medkit.record.folder import RunFolder, now
@@ -44,6 +44,7 @@ class Run:
         quick: Whether this is the short path; ``run/quick`` in metrics.json says so.
         folder: ``run.json`` and subfolders.
         resumed: Whether this process goes on with a run that another began.
+        cpu_before: CPU time [s] that this process had used when the run began.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Run:
         self._finished_here: set[str] = set()
         self._metrics: dict[str, Metric | float] = {}
         self._began = time.monotonic()
-        self._cpu = _cpu_s()
+        self.cpu_before = used_cpu_s()
         self._open = True
 
     @property
@@ -199,7 +200,7 @@ class Run:
             return
         self._open = False
         with self.folder.editing() as content:
-            _add_cost(content, time.monotonic() - self._began, _cpu_s() - self._cpu)
+            _add_cost(content, time.monotonic() - self._began, used_cpu_s() - self.cpu_before)
             if not self.launched:
                 stages = content.get("stages", {}).values()
                 whole = all(stage["status"] == "done" for stage in stages)
@@ -241,17 +242,10 @@ class Run:
             )
 
 
-def _cpu_s() -> float:
-    mine = os.times()
-    return mine.user + mine.system + mine.children_user + mine.children_system
-
-
 def _add_cost(content: dict[str, Any], wall_s: float, cpu_s: float) -> None:
     import resource
 
-    cost = content.setdefault("cost", {})
-    cost["wall_s"] = round(cost.get("wall_s", 0.0) + wall_s, 1)
-    cost["cpu_s"] = round(cost.get("cpu_s", 0.0) + cpu_s, 1)
+    cost = add_cost(content, wall_s=wall_s, cpu_s=cpu_s)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cost["peak_memory_mb"] = max(cost.get("peak_memory_mb", 0), round(peak))
     cost.setdefault("steps_wasted", 0)

@@ -15,8 +15,8 @@ import torch
 from medkit import keyed as keys
 from medkit.callbacks.signals import stop_at_once
 from medkit.record import identity as identities
-from medkit.record.files import read_json
-from medkit.record.folder import RunFolder, now
+from medkit.record.attempts import PROGRESS_NAME, add_cost, begun, close_killed, read_progress
+from medkit.record.folder import RunFolder
 from medkit.record.lock import RunLock
 from medkit.run import Run
 from medkit.surroundings import (
@@ -116,7 +116,7 @@ def _enter(run: Run) -> None:
         _check_free(folder)  # again: its holder may have finished it while the lock was waited for
     if not folder.exists():
         words = [str(word) for word in sys.argv]
-        first = [_attempt()]
+        first = [begun()]
         RunFolder.create(run.dir, **fresh, notebook=script_name(), command=words, attempts=first)
     content = folder.read()
     me = _identity(run, content)
@@ -127,15 +127,16 @@ def _enter(run: Run) -> None:
     run.resumed = True
     run.compare(known, me)
     with folder.editing() as content:
-        progress = run.dir / "logs" / "progress.json"
-        if progress.exists():
-            content["last_seen"] = {key: read_json(progress)[key] for key in ("stage", "step")}
+        logs = folder.path / "logs"
+        said = read_progress(logs / PROGRESS_NAME)
+        if {"stage", "step"} <= said.keys():
+            content["last_seen"] = {key: said[key] for key in ("stage", "step")}
         if not run.launched:
             attempts = content.setdefault("attempts", [])
-            for attempt in attempts:  # a killed process could not close its own
-                if attempt["how"] == "running":
-                    attempt["how"] = "killed"
-            attempts.append(_attempt())
+            for killed in close_killed(attempts, logs):
+                cost = add_cost(content, wall_s=killed["wall_s"], cpu_s=killed["cpu_s"])
+                cost["at_least"] = True
+            attempts.append(begun())
             content["status"] = "running"
         content["interrupted_by"] = None
         content["end"] = None
@@ -151,10 +152,6 @@ def _check_free(folder: RunFolder) -> None:
             f"{folder.path} must be a new folder or hold an unfinished run, and it holds a "
             f"finished run (weights_sha256 {digest}). Choose another folder for a new one."
         )
-
-
-def _attempt() -> dict[str, Any]:
-    return {"start": now(), "end": None, "how": "running"}
 
 
 def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from medkit.callbacks.bits import bits
 from medkit.callbacks.fingerprint import fingerprint, settings
 from medkit.callbacks.keyed_steps import KeyedSteps
-from medkit.callbacks.lean import NoProfiler, ask_signature_once
+from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
 from medkit.data.loader import keyed
@@ -99,12 +99,16 @@ def stable_trainer(
         callbacks=[
             KeyedSteps(seed=run.seed, name=name, on_inexact=run.mark_inexact),
             *callbacks,
-            ProgressFile(run.folder.subfolder("logs"), name=name),
+            ProgressFile(
+                run.folder.subfolder("logs"),
+                name=name,
+                cpu_before=0.0 if headless else run.cpu_before,  # a launched process is all its run
+            ),
             points,
         ],
         **options,
     )
-    ask_signature_once(trainer)
+    lighten(trainer)
     points.identity = settings(trainer, options["deterministic"])
     return trainer
 

@@ -18,6 +18,7 @@ import torch
 
 import medkit.start
 from medkit.callbacks.fingerprint import SettingsChangedError
+from medkit.record.files import write_json
 from medkit.record.folder import RunFolder
 from medkit.record.lock import RunBusyError, RunLock, is_locked
 from medkit.record.pseudonym import pseudonym
@@ -131,6 +132,28 @@ def test_cost_adds_up_over_attempts(tmp_path: Path) -> None:
     assert cost["wall_s"] >= 1000.0
     assert cost["cpu_s"] >= 2000.0
     assert cost["steps_wasted"] == 4
+
+
+def test_what_a_killed_script_said_it_had_cost_is_counted(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "a", seed=7)
+    said = {"stage": "fit", "step": 3, "time": time.time(), "cpu_s": 1000.0}
+    write_json(run.folder.subfolder("logs") / "progress.json", said)
+    run.abandon()  # as a kill leaves it: nothing is written, and nobody holds the lock
+    cut(tmp_path / "a")
+    content = record(tmp_path / "a")
+    assert [attempt["how"] for attempt in content["attempts"]] == ["killed", "interrupted"]
+    assert 1000.0 <= content["cost"]["cpu_s"] < 1100.0
+    assert content["cost"]["at_least"] is True
+    assert content["last_seen"] == {"stage": "fit", "step": 3}
+
+
+@pytest.mark.parametrize("left", [b"", b'{\n "step": 3', b"\0" * 200])
+def test_a_progress_file_that_a_power_cut_tore_stops_nobody(tmp_path: Path, left: bytes) -> None:
+    run = start_run(tmp_path / "a", seed=7)
+    (run.folder.subfolder("logs") / "progress.json").write_bytes(left)
+    run.abandon()
+    assert start_run(tmp_path / "a", seed=7).resumed
+    assert "last_seen" not in record(tmp_path / "a")
 
 
 def test_a_finished_run_is_refused(tmp_path: Path) -> None:

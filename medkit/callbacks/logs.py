@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
+from medkit.record.attempts import PROGRESS_NAME, used_cpu_s
 from medkit.record.files import write_bytes, write_json
 
-PROGRESS_NAME = "progress.json"
 _SAVE_EVERY_S = 1.0
 
 
@@ -109,12 +108,21 @@ class ProgressFile(pl.Callback):
         folder: The run's ``logs`` folder; the file is ``progress.json``.
         name: The stage.
         every_s: Seconds between two writes.
+        cpu_before: CPU time [s] of this process that is not the run's.
     """
 
-    def __init__(self, folder: Path | str, *, name: str = "fit", every_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        name: str = "fit",
+        every_s: float = 0.5,
+        cpu_before: float = 0.0,
+    ) -> None:
         self.path = Path(folder) / PROGRESS_NAME
         self.name = name
         self.every_s = every_s
+        self.cpu_before = cpu_before
         self._next = 0.0
 
     # passed over by Lightning, see KeyedSteps
@@ -163,6 +171,6 @@ class ProgressFile(pl.Callback):
             "step": trainer.global_step,
             "message": message,
             "time": time.time(),
-            "cpu_s": round(sum(os.times()[:4]), 2),  # so far; its ended children's too
+            "cpu_s": round(used_cpu_s() - self.cpu_before, 2),
         }
         write_json(self.path, content, durable=False)

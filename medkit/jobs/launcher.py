@@ -9,7 +9,6 @@ import signal
 import time
 import traceback
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from medkit.jobs import causes, watch
@@ -17,7 +16,8 @@ from medkit.jobs.control import GRACE_S, JobControl
 from medkit.jobs.ending import Ending, judge
 from medkit.jobs.notebook import UsageError
 from medkit.jobs.plan import Plan, Request
-from medkit.jobs.progress import ProgressLine, read_progress
+from medkit.jobs.progress import ProgressLine
+from medkit.record.attempts import PROGRESS_NAME, begun, close_killed
 from medkit.record.files import read_json
 from medkit.record.folder import RunFolder, now
 from medkit.record.identity import code_digest, environment, git_commit
@@ -99,26 +99,9 @@ def _open_folder(plan: Plan, request: Request) -> RunFolder:
         reasons = [*recorded.get("inexact_reasons", []), *plan.differences]
         fields |= {"exact": False, "inexact_reasons": list(dict.fromkeys(reasons))}
     attempts = recorded.get("attempts", [])
-    for attempt in attempts:
-        if attempt["how"] == "running":  # nobody was left to close it
-            attempt |= {"how": "killed", **_last_seen(folder, attempt["start"])}
+    close_killed(attempts, folder.path / "logs")
     folder.update(**fields, attempts=attempts, end=None)
     return folder
-
-
-def _last_seen(folder: RunFolder, start: str) -> dict[str, float]:
-    """Return what an attempt that died with its launcher had cost when it was last seen.
-
-    Its wall time ends with its youngest log; its CPU time is what the kernel said in its last word
-    on a training, so the loader workers of that moment and the cells after it are left out.
-    """
-    logs, began = folder.path / "logs", datetime.fromisoformat(start).timestamp()
-    youngest = max((p.stat().st_mtime for p in logs.rglob("*")), default=0.0)
-    said = read_progress(logs / "progress.json", since=began)
-    return {
-        "wall_s": max(0.0, round(youngest - began, 2)),
-        "cpu_s": float(said.get("cpu_s") or 0.0),
-    }
 
 
 def _attempts(
@@ -145,7 +128,7 @@ def _attempts(
 
 
 def _begin_attempt(folder: RunFolder) -> None:
-    attempts = [*folder.read().get("attempts", []), {"start": now(), "end": None, "how": "running"}]
+    attempts = [*folder.read().get("attempts", []), begun()]
     folder.update(status="running", attempts=attempts, interrupted_by=None)
     number, old = len(attempts) - 1, folder.path / "notebook.ipynb"
     if old.exists():  # the partial notebook of the attempt before
@@ -175,7 +158,7 @@ def _attempt(
     )
     kills = causes.count_oom_kills()
     cells = [c for c in plan.notebook.cells if c.get("cell_type") == "code"]
-    with ProgressLine(logs / "progress.json", cells=len(cells)) as line:
+    with ProgressLine(logs / PROGRESS_NAME, cells=len(cells)) as line:
         try:
             result = execution.execute(job, control, on_cell=line.at_cell)
         except Exception as error:  # ours, not the notebook's: say so, and close the books

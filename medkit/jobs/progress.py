@@ -11,21 +11,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from medkit.record.files import read_json
+from medkit.record.attempts import read_progress
 
 PLAIN_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
-
-
-def read_progress(path: Path, *, since: float) -> dict[str, Any]:
-    """Return what a kernel last wrote; empty if there is nothing, or an earlier attempt's word."""
-    if not path.is_file():
-        return {}
-    try:
-        state = dict(read_json(path))
-    except (OSError, ValueError, TypeError):  # progress is shown, not trusted
-        return {}
-    return state if float(state.get("time") or 0.0) >= since else {}
 
 
 class ProgressLine:

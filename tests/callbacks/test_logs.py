@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from medkit.callbacks.logs import PROGRESS_NAME, ProgressFile, RunCSVLogger
+from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.data.loader import keyed
+from medkit.record.attempts import PROGRESS_NAME
 from tests.callbacks.small import BATCHES, Data, Net
 
 
@@ -94,6 +95,12 @@ def test_the_progress_file_says_where_training_stands(progress: list[dict[str, A
 def test_the_progress_file_says_what_cpu_time_was_used(progress: list[dict[str, Any]]) -> None:
     used = [content["cpu_s"] for content in progress]
     assert 0 < used[0] <= used[-1] <= sum(os.times()[:4]) + 0.01
+
+
+def test_cpu_time_that_is_not_the_runs_is_left_out(quiet: dict[str, Any], tmp_path: Path) -> None:
+    callback = ProgressFile(tmp_path, cpu_before=-1000.0)
+    pl.Trainer(max_epochs=1, callbacks=[callback], **quiet).fit(Net(), keyed(Data(), seed=7))
+    assert json.loads((tmp_path / PROGRESS_NAME).read_text())["cpu_s"] > 1000.0
 
 
 def test_a_validation_after_the_fit_does_not_begin_another_epoch(
