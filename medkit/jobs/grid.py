@@ -13,8 +13,10 @@ from medkit.jobs.parameters import Parameter, check_values, read_parameters, rea
 from medkit.jobs.plan import plain
 from medkit.record.files import read_json, sha256_text
 from medkit.record.identity import compare
+from medkit.record.lock import LOCK_NAME
 
 SWEEP_NAME = "sweep.json"
+_TORN = f".{SWEEP_NAME}.*.tmp"
 
 
 @dataclass(frozen=True)
@@ -118,18 +120,18 @@ def check_earlier(out: Path, notebook: Notebook, common: dict[str, Any]) -> dict
     Raises:
         UsageError: When the folder holds another sweep, or something else.
     """
-    content = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
-    if not content:
-        return {}
     if not (out / SWEEP_NAME).is_file():
-        raise UsageError(
-            f"{out} must be new, empty or a sweep's folder, it holds "
-            f"{', '.join(sorted(content)[:5])}. Choose another folder with --out."
-        )
+        _check_new(out)
+        return {}
     try:
-        earlier: dict[str, Any] = read_json(out / SWEEP_NAME)
+        earlier = read_json(out / SWEEP_NAME)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if not isinstance(earlier, dict):
+        raise UsageError(
+            f"{out / SWEEP_NAME} must hold what a sweep wrote, it holds {str(earlier)[:60]!r}. "
+            "Choose another folder with --out."
+        )
     differences = compare(earlier.get("parameters", {}), common)
     if earlier.get("notebook_sha256") != notebook.digest:
         differences.append("the notebook's code cells have changed")
@@ -139,6 +141,20 @@ def check_earlier(out: Path, notebook: Notebook, common: dict[str, Any]) -> dict
             "Choose another folder with --out."
         )
     return earlier
+
+
+def _check_new(out: Path) -> None:
+    """Refuse a folder with content, hidden files too, before anything is written into it."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} must be a folder, it is a file. Choose a folder with --out.")
+    inside = list(out.iterdir()) if out.is_dir() else []
+    # a sweep that is killed in its first moment leaves these
+    content = {p.name for p in inside if not p.match(_TORN)} - {LOCK_NAME}
+    if content:
+        raise UsageError(
+            f"{out} must be new, empty or a sweep's folder, it holds "
+            f"{', '.join(sorted(content)[:5])}. Choose another folder with --out."
+        )
 
 
 def _axis(

@@ -57,7 +57,6 @@ class Sweep:
     def run(self) -> int:
         """Run what is not done yet, print the table, return the exit code."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "logs").mkdir(exist_ok=True)
         lock = RunLock(self.out)
         lock.acquire(wait_s=1.0)
         try:
@@ -67,7 +66,8 @@ class Sweep:
                 f"done already, {len(self.slots)} at a time. To go on after a stop, give the same "
                 f"command with --out {self.out}\n"
             )
-            self._write("running")
+            self._write("running")  # first: from now on the folder is a sweep's
+            (self.out / "logs").mkdir(exist_ok=True)
             with self._listening():
                 self._work(queue)
             return self._close()

@@ -85,6 +85,44 @@ def test_a_sweep_that_could_not_run_is_refused(
         plan_sweep(SweepRequest("job.ipynb", **change), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("results.csv", "a sweep's folder, it holds results.csv. Choose another"),
+        (".git", "a sweep's folder, it holds .git. Choose another"),
+        ("sweep.json", "must hold what a sweep wrote, it holds '[1]'. Choose another"),
+    ],
+)
+def test_nothing_is_written_into_a_folder_that_is_no_sweeps(
+    make, medkit, tmp_path: Path, name: str, message: str
+) -> None:
+    make("1")
+    file = tmp_path / "out" / name
+    file.parent.mkdir()
+    file.write_text("[1]")
+    refused = medkit("sweep", "job.ipynb", "--seeds", "1", "--out", "out")
+    assert refused.code == 2
+    assert message in refused.err
+    assert list(file.parent.iterdir()) == [file]
+    assert file.read_text() == "[1]"
+
+
+def test_a_file_is_no_folder_for_a_sweep(make, medkit, tmp_path: Path) -> None:
+    make("1")
+    (tmp_path / "out").touch()
+    refused = medkit("sweep", "job.ipynb", "--seeds", "1", "--out", "out")
+    assert refused.code == 2
+    assert "must be a folder, it is a file" in refused.err
+
+
+def test_a_sweep_killed_in_its_first_moment_can_be_started_again(make, tmp_path: Path) -> None:
+    make("1")
+    (tmp_path / "out").mkdir()
+    for name in (".lock", ".sweep.json.7.tmp"):
+        (tmp_path / "out" / name).touch()
+    assert Sweep(SweepRequest("job.ipynb", seeds=1, out="out")).earlier == {}
+
+
 def test_choosing_on_the_test_set_is_refused() -> None:
     with pytest.raises(UsageError, match="must be a validation metric"):
         check_best_by("test/auroc")
