@@ -29,6 +29,7 @@ from medkit.surroundings import (
 
 _log = logging.getLogger(__name__)
 _active: Run | None = None
+_process = 0  # whose run that is: a forked child must not end it
 _WAIT_FOR_LOCK_S = 15.0  # a loader worker notices its dead parent within about 5 s
 
 
@@ -60,10 +61,8 @@ def start_run(
         FileExistsError: When the folder holds a finished run or something else.
         SettingsChangedError: When an unfinished run was started under other settings.
     """
-    global _active
-    if _active is not None:
-        _active.finish()
-        _active = None
+    global _active, _process
+    _finish_active()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)  # a Trainer makes it strict
@@ -94,7 +93,7 @@ def start_run(
     keys.set_run_seed(run.seed, run.split_seed)
     quiet_notebook()
     stop_at_once(run.note_signal)
-    _active = run
+    _active, _process = run, os.getpid()
     _log.info("run folder: %s", run.dir)
     return run
 
@@ -170,11 +169,17 @@ def _identity(run: Run, content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _finish_active(status: str | None = None) -> None:
+    global _active
+    if _active is not None and os.getpid() == _process:
+        _active.finish(status)
+    _active = None
+
+
 def _at_exit() -> None:
-    if _active is not None:
-        # a notebook's failed cell is not the end of its run; a script's error is
-        failed = getattr(sys, "last_type", None) is not None and "ipykernel" not in sys.modules
-        _active.finish("failed" if failed else None)
+    # a notebook's failed cell is not the end of its run; a script's error is
+    failed = getattr(sys, "last_type", None) is not None and "ipykernel" not in sys.modules
+    _finish_active("failed" if failed else None)
 
 
 atexit.register(_at_exit)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.utilities import move_data_to_device
 
 from medkit.callbacks.keyed_steps import moves_by_hand
 

@@ -61,8 +61,10 @@ class StopSignals:
         raise TrainingInterrupted(f"{_name(signum)}: {how}", signum)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return  # a loader's worker, forked with this handler: its parent decides
+        if os.getpid() != self._process:  # a worker, forked with this handler
+            if signum == signal.SIGTERM:
+                _die(signum)  # its pool ends it
+            return  # the terminal and SLURM send theirs to all processes: the parent decides
         if self.first is not None and signum == signal.SIGINT:
             self._tell(signum)
             raise TrainingInterrupted("asked twice: stopped at once, without a new point", signum)
@@ -79,13 +81,23 @@ def stop_at_once(on_stop: Callable[[str], None]) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
+    process = os.getpid()
+
     def stop(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked worker is not the run
+            _die(signum)
         name = _name(signum)
         on_stop(name)
         raise TrainingInterrupted(f"{name}: the run was stopped outside a fit", signum)
 
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, stop)
+
+
+def _die(signum: int) -> None:
+    """End this process as if nobody had listened."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
 
 
 def _name(signum: int) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,3 +213,44 @@ def test_a_whole_script_ends_with_the_code_of_its_signal(tmp_path: Path) -> None
     assert {RunFolder(tmp_path / name).status for name in started} == {"interrupted"}
     assert begin(tmp_path / "SIGTERM", "").wait(120) == 0
     assert RunFolder(tmp_path / "SIGTERM").status == "done"
+
+
+def status_after(run_dir: Path, in_the_run: Callable[[], object]) -> dict[str, Any]:
+    def work() -> None:
+        start_run(run_dir, seed=1)
+        in_the_run()
+
+    assert ended(work, run_dir.with_suffix(".log")) == 0
+    return RunFolder(run_dir).read()
+
+
+def test_a_pool_that_is_ended_is_no_end_of_the_run(tmp_path: Path) -> None:
+    def pool() -> None:
+        with multiprocessing.get_context("fork").Pool(2) as workers:
+            workers.map(abs, [-1, 1])  # then SIGTERM to both
+
+    facts = status_after(tmp_path / "run", pool)
+    assert (facts["status"], facts.get("interrupted_by")) == ("done", None)
+
+
+def test_a_forked_child_that_exits_is_no_end_of_the_run(tmp_path: Path) -> None:
+    def child() -> None:
+        if os.fork() == 0:
+            start._at_exit()  # as sys.exit would have it done
+            os._exit(0)
+        os.wait()
+        assert RunFolder(tmp_path / "run").status == "running"
+
+    assert status_after(tmp_path / "run", child)["status"] == "done"
+
+
+def test_a_worker_of_ones_own_can_be_ended_amid_a_fit(tmp_path: Path) -> None:
+    def worker() -> None:
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+        process.terminate()
+        process.join(20)
+        assert process.exitcode == -signal.SIGTERM
+
+    assert interrupted(tmp_path / "run", worker) == 0
+    assert RunFolder(tmp_path / "run").status == "done"
