@@ -224,12 +224,16 @@ def status_after(run_dir: Path, in_the_run: Callable[[], object]) -> dict[str, A
     return RunFolder(run_dir).read()
 
 
-def test_a_pool_that_is_ended_is_no_end_of_the_run(tmp_path: Path) -> None:
-    def pool() -> None:
-        with multiprocessing.get_context("fork").Pool(2) as workers:
-            workers.map(abs, [-1, 1])  # then SIGTERM to both
+def end_a_worker() -> None:
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process.start()
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == -signal.SIGTERM
 
-    facts = status_after(tmp_path / "run", pool)
+
+def test_a_worker_that_is_ended_is_no_end_of_the_run(tmp_path: Path) -> None:
+    facts = status_after(tmp_path / "run", end_a_worker)
     assert (facts["status"], facts.get("interrupted_by")) == ("done", None)
 
 
@@ -245,12 +249,5 @@ def test_a_forked_child_that_exits_is_no_end_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_worker_of_ones_own_can_be_ended_amid_a_fit(tmp_path: Path) -> None:
-    def worker() -> None:
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-        process.start()
-        process.terminate()
-        process.join(20)
-        assert process.exitcode == -signal.SIGTERM
-
-    assert interrupted(tmp_path / "run", worker) == 0
+    assert interrupted(tmp_path / "run", end_a_worker) == 0
     assert RunFolder(tmp_path / "run").status == "done"
