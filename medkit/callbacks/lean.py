@@ -9,13 +9,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from medkit.callbacks.keyed_steps import moves_by_hand
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
+_STEP_HOOKS = (
+    *("on_before_backward", "on_after_backward", "on_before_optimizer_step"),
+    "configure_gradient_clipping",
+)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -31,6 +38,64 @@ def lighten(trainer: pl.Trainer) -> None:
     if isinstance(trainer.profiler, NoProfiler):  # type: ignore[attr-defined]
         ask_signature_once(trainer)
         move_without_hooks(trainer)
+        step_without_hooks(trainer)
+
+
+def step_without_hooks(trainer: pl.Trainer) -> None:
+    """Have backward and optimizer step enter only the hooks that somebody wrote.
+
+    Lightning enters four a step for the module and all callbacks, and clips gradients by nothing,
+    50 us.
+    """
+    plugin, written = trainer.precision_plugin, _Written(trainer)
+    for name, lean in (
+        ("pre_backward", _pre_backward),
+        ("post_backward", _post_backward),
+        ("_after_closure", _after_closure),
+    ):
+        original = getattr(type(plugin), name)
+        if original is getattr(Precision, name):  # a plugin may do more there
+            setattr(plugin, name, partial(lean, written, partial(original, plugin)))
+
+
+class _Written:
+    """Which hooks of a step the module or a callback has; looked up once an epoch."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._known: tuple[Any, ...] = ()
+        self._names: frozenset[str] = frozenset()
+
+    def __contains__(self, name: str) -> bool:
+        trainer = self._trainer
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        known = (trainer.current_epoch, trainer.lightning_module, len(callbacks))
+        if known != self._known:
+            owners = [trainer.lightning_module, *callbacks]
+            hooks = _STEP_HOOKS
+            self._names = frozenset(h for h in hooks if any(is_overridden(h, o) for o in owners))
+            self._known = known
+        return name in self._names
+
+    def clips(self) -> bool:
+        """Whether gradients may be clipped."""
+        clips = self._trainer.gradient_clip_val not in (None, 0)
+        return clips or "configure_gradient_clipping" in self
+
+
+def _pre_backward(written: _Written, original: Any, tensor: Tensor, module: Any) -> Tensor:
+    whole: Tensor = original(tensor, module) if "on_before_backward" in written else tensor
+    return whole
+
+
+def _post_backward(written: _Written, original: Any, tensor: Tensor, module: Any) -> Tensor:
+    loss: Tensor = original(tensor, module) if "on_after_backward" in written else tensor.detach()
+    return loss
+
+
+def _after_closure(written: _Written, original: Any, model: Any, optimizer: Any) -> None:
+    if "on_before_optimizer_step" in written or written.clips():
+        original(model, optimizer)
 
 
 def move_without_hooks(trainer: pl.Trainer) -> None:
