@@ -25,7 +25,14 @@ def bits(value: Tensor) -> list[Tensor]:
         parts = [getattr(value, name)() for name in _COMPRESSED[value.layout]]
     else:
         parts = [value]
-    return [part.cpu().resolve_conj().contiguous().view(-1).view(torch.uint8) for part in parts]
+    return [_bytes(part.cpu().resolve_conj()) for part in parts]
+
+
+def _bytes(part: Tensor) -> Tensor:
+    flat = part.contiguous().view(-1)
+    if flat.stride(0) != 1:  # one value that was expanded counts as contiguous
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -17,6 +17,8 @@ EYE = torch.eye(4)
     [
         torch.tensor(1.5),
         torch.zeros(0, 3),
+        torch.tensor(3).expand(1),
+        torch.tensor([3]).expand(4, 1),
         torch.arange(6).reshape(2, 3).T,
         torch.tensor([True, False]),
         torch.tensor([1 + 2j]).conj(),
