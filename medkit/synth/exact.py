@@ -65,6 +65,21 @@ def exp(x: Floats) -> Floats:
     return np.ldexp(total, halvings.astype(np.int32))
 
 
+def log(x: Floats) -> Floats:
+    """Return the natural logarithm of x from 2^-63 to 2^63, within a few parts in 10^15."""
+    rest, powers = x, np.zeros_like(x)
+    for k in (32, 16, 8, 4, 2, 1):  # times powers of two, exactly, into [1/2, 2)
+        down, up = rest >= 2.0**k, rest < 2.0**-k
+        powers = powers + np.where(down, k, 0.0) - np.where(up, k, 0.0)
+        rest = np.where(down, rest * 2.0**-k, np.where(up, rest * 2.0**k, rest))
+    s = (rest - 1.0) / (rest + 1.0)
+    s2 = s * s
+    total = np.zeros_like(s)
+    for k in range(35, 0, -2):  # 2 artanh(s), |s| <= 1/3
+        total = total * s2 + 1.0 / k
+    return 2.0 * s * total + powers * LN2
+
+
 def sigmoid(x: Floats) -> Floats:
     """Return the logistic function of x."""
     return 1.0 / (1.0 + exp(-x))

@@ -13,6 +13,12 @@ def test_exp_agrees_with_the_math_library_to_a_few_parts_in_ten_to_the_15() -> N
     assert np.max(np.abs(exact.exp(x) / want - 1)) < 5e-15
 
 
+def test_log_agrees_with_the_math_library_to_a_few_parts_in_ten_to_the_15() -> None:
+    x = np.concatenate([np.linspace(1e-3, 40, 4001), 2.0 ** np.arange(-60, 61), [1 - 2.0**-53]])
+    want = np.array([math.log(v) for v in x])
+    assert np.max(np.abs(exact.log(x) - want) / np.maximum(np.abs(want), 1e-3)) < 5e-15
+
+
 def test_sigmoid_is_one_half_at_zero_and_symmetric() -> None:
     x = np.array([0.0, 2.0, -2.0])
     prob = exact.sigmoid(x)
