@@ -7,17 +7,21 @@ never by the patient's id.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Code = float | str
-_FEW = 5  # a column with more different texts may hold names; those are not quoted
+from medkit.data import repair
+from medkit.data.breaches import Broken
+from medkit.data.cells import Code, as_list, numbers_of, quoted, rows_of
+from medkit.data.contract import Contract
+from medkit.data.table_files import load_table, require_unique
+
+__all__ = ["Code", "Table", "TableSpec", "as_list", "load_table", "read_table"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,21 @@ class TableSpec:
     missing_codes: Mapping[str, Sequence[Code]] = field(default_factory=dict)
     target_above: float | None = None
 
+    @classmethod
+    def of(cls, contract: Contract) -> TableSpec:
+        """Take the roles from a contract.
+
+        Raises:
+            ValueError: When the contract names no target.
+        """
+        if contract.target is None:
+            raise ValueError(
+                "a table to learn from must have a target, and the contract names none. "
+                "Add 'target: COLUMN' to it."
+            )
+        roles = (contract.target, contract.patient, contract.site, contract.split)
+        return cls(*roles, target_above=contract.target_above)
+
     @property
     def named(self) -> list[str]:
         """Columns with a role of their own."""
@@ -60,6 +79,7 @@ class Table:
         patient: ``(N,)`` ids as text.
         site: ``(N,)`` site names; empty text where the table has no site column.
         split: ``(N,)`` as in the split column, or None.
+        broken: What a contract found and did, by column and site.
     """
 
     features: tuple[str, ...]
@@ -68,10 +88,15 @@ class Table:
     patient: NDArray[np.str_]
     site: NDArray[np.str_]
     split: NDArray[np.str_] | None
+    broken: tuple[Broken, ...] = ()
 
 
 def read_table(
-    source: str | Path | pd.DataFrame, spec: TableSpec, *, features: Sequence[str] | None = None
+    source: str | Path | pd.DataFrame,
+    spec: TableSpec,
+    *,
+    features: Sequence[str] | None = None,
+    contract: Contract | None = None,
 ) -> Table:
     """Read a table and check it.
 
@@ -81,6 +106,9 @@ def read_table(
         features: Take exactly these columns as features, and do without the target, patients and
             sites where the table has none (for new rows). None: all columns that have no role and
             are not ignored.
+        contract: What the columns must be: the features are its columns, repaired by it, with
+            what was done in ``Table.broken``. Its roles must be those of ``spec``
+            (:meth:`TableSpec.of` takes them from it), and codes belong in it alone.
 
     Raises:
         FileNotFoundError: When there is no such file.
@@ -88,17 +116,22 @@ def read_table(
     """
     texts = [name for name in (spec.patient, spec.site, spec.split) if name is not None]
     where = "the table" if isinstance(source, pd.DataFrame) else str(source)
-    frame = source if isinstance(source, pd.DataFrame) else _load(Path(source), texts)
+    frame = source if isinstance(source, pd.DataFrame) else load_table(source, texts)
     _require_rows_and_names(frame, where)
     new = features is not None
     coded = [name for name in spec.missing_codes if name != "*"]
-    _require_columns(frame, features or [*spec.named, *spec.ignore, *coded], where)
-    if features is None:
-        features = [c for c in frame.columns if c not in spec.named and c not in spec.ignore]
-    _require_patients_named(frame, spec, features, where)
-    values = np.empty((len(frame), len(features)), np.float32, order="F")
-    for index, name in enumerate(features):
-        values[:, index] = _numbers(frame[name], _codes(spec, name), where)
+    _require_columns(frame, _needed(spec, features, contract, coded), where)
+    broken: tuple[Broken, ...] = ()
+    if contract is not None:
+        features = _agreed(contract, spec, features, where)
+        values, broken = _repaired(contract, frame, features, spec.ignore, new=new)
+    else:
+        if features is None:
+            features = [c for c in frame.columns if c not in spec.named and c not in spec.ignore]
+        _require_patients_named(frame, spec, features, where)
+        values = np.empty((len(frame), len(features)), np.float32, order="F")
+        for index, name in enumerate(features):
+            values[:, index] = _numbers(frame[name], _codes(spec, name), where)
     empty = np.full(len(frame), "")
 
     def text(name: str | None, default: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -112,61 +145,78 @@ def read_table(
         patient=text(spec.patient, np.arange(len(frame)).astype(np.str_)),
         site=text(spec.site, empty),
         split=None if spec.split is None or new else text(spec.split, empty),
+        broken=broken,
     )
 
 
-def _load(path: Path, texts: Sequence[str]) -> pd.DataFrame:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"a table must be a CSV or Parquet file, and {path} is none; the working directory is "
-            f"{Path.cwd()}. Give the path from there, or an absolute one."
+def _needed(
+    spec: TableSpec, features: Sequence[str] | None, contract: Contract | None, coded: list[str]
+) -> Sequence[str]:
+    if contract is not None:  # which checks its own columns
+        return spec.named if features is None else ()
+    return features or [*spec.named, *spec.ignore, *coded]
+
+
+def _agreed(
+    contract: Contract, spec: TableSpec, features: Sequence[str] | None, where: str
+) -> list[str]:
+    """Check that contract and spec say the same; return the features."""
+    named = {"target": spec.target, "patient": spec.patient, "site": spec.site, "split": spec.split}
+    for role, name in {**named, "target_above": spec.target_above}.items():
+        if name != getattr(contract, role):
+            raise ValueError(
+                f"{where}: contract and arguments must name the same {role}; the contract says "
+                f"{getattr(contract, role)!r}, the arguments {name!r}. Correct one of the two."
+            )
+    if spec.missing_codes:
+        raise ValueError(
+            f"{where}: with a contract the codes that mean missing stand in it alone; "
+            f"missing_codes={dict(spec.missing_codes)} was given too. Move them there: missing, or "
+            "missing_at for one site."
         )
-    if path.suffix.lower() in {".parquet", ".pq"}:
-        return pd.read_parquet(path)
-    try:
-        return _load_csv(path, texts)
-    except pd.errors.EmptyDataError:
+    offered = [name for name in contract.features if name not in spec.ignore]
+    for name in features or ():
+        if name in offered:
+            continue
+        rule = contract.columns.get(name)
+        why = "is not in the contract"
+        if rule is not None and rule.recorded == "after":
+            why = "was recorded after the outcome, says the contract"
+        elif rule is not None:
+            why = f"is of kind {rule.kind!r} there"
         raise ValueError(
-            f"{path} must begin with a line of column names, and it is empty. "
-            "Was the export cut off? Write the table again."
-        ) from None
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise ValueError(
-            f"{path} must be UTF-8 text with commas and as many cells in each row as in the "
-            f"first; found: {str(error).strip()}. Save it as CSV UTF-8, or as Parquet."
-        ) from error
+            f"{where}: a feature must be one that the contract offers, and {name!r} {why}. "
+            f"It offers {offered}."
+        )
+    return offered if features is None else list(features)
 
 
-def _load_csv(path: Path, texts: Sequence[str]) -> pd.DataFrame:
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
-    header = [str(name).strip() for name in first.iloc[0]]
-    _require_unique(header, str(path))  # pandas would rename the second one in silence
-    return pd.read_csv(
-        path,
-        header=0,
-        names=header,
-        index_col=False,
-        dtype=dict.fromkeys(texts, str),  # 007 and 7 are two patients
-        low_memory=False,
-        encoding="utf-8-sig",
-    )
+def _repaired(
+    contract: Contract,
+    frame: pd.DataFrame,
+    features: Sequence[str],
+    ignore: Sequence[str],
+    *,
+    new: bool,
+) -> tuple[NDArray[np.float32], tuple[Broken, ...]]:
+    place = {name: index for index, name in enumerate(features)}
+    values = np.empty((len(frame), len(features)), np.float32, order="F")
+    broken = [b for b in repair.unused(contract, frame, new=new) if b.column not in ignore]
+    for columns, found in repair.repaired(contract, frame, new=new):
+        for name, column in columns.items():
+            if name in place:
+                values[:, place[name]] = column
+                broken += found
+                found = []
+    return values, tuple(broken)
 
 
 def _require_rows_and_names(frame: pd.DataFrame, where: str) -> None:
-    _require_unique([str(name) for name in frame.columns], where)
+    require_unique([str(name) for name in frame.columns], where)
     if len(frame) == 0:
         raise ValueError(
             f"{where} must have at least one row below its column names, and it has none. "
             "Was the export cut off, or its filter too narrow?"
-        )
-
-
-def _require_unique(names: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"{where} must name each column once, and {twice} stand there more than once. "
-            "Rename or remove one of each: which of them is meant can't be guessed."
         )
 
 
@@ -199,11 +249,6 @@ def _codes(spec: TableSpec, name: str) -> list[Code]:
     return [*as_list(spec.missing_codes.get("*", ())), *as_list(spec.missing_codes.get(name, ()))]
 
 
-def as_list(codes: Any) -> list[Code]:
-    """Return codes as a list, also where one alone was given."""
-    return [codes] if isinstance(codes, str | int | float) else list(codes)
-
-
 def _numbers(column: pd.Series, codes: Sequence[Code], where: str) -> NDArray[np.float32]:
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
@@ -216,30 +261,23 @@ def _numbers(column: pd.Series, codes: Sequence[Code], where: str) -> NDArray[np
         text = (numbers.isna() & column.notna()).to_numpy()
         if text.any():
             raise ValueError(
-                f"{where}: column {column.name!r} must be numeric; found {_quoted(column[text])} "
-                f"in {_rows(text)}. If that means missing, pass missing_codes={{{column.name!r}: "
+                f"{where}: column {column.name!r} must be numeric; found {quoted(column[text])} "
+                f"in {rows_of(text)}. If that means missing, pass missing_codes={{{column.name!r}: "
                 f"[...]}}; if the column is no feature, pass ignore=[{column.name!r}]."
             )
         column = numbers
     exact = column.to_numpy(np.float64, na_value=np.nan)
-    gone = np.isin(exact, [number for code in codes for number in _as_number(code)])
+    gone = np.isin(exact, numbers_of(codes))
     with np.errstate(over="ignore"):  # what float32 can't hold is reported as infinite below
         values = np.where(gone, np.nan, exact).astype(np.float32)
     infinite = np.isinf(values)
     if infinite.any():
         raise ValueError(
             f"{where}: column {column.name!r} must hold finite numbers; found infinite ones (or "
-            f"beyond 3e38) in {_rows(infinite)}. One of them makes every mean and every gradient "
+            f"beyond 3e38) in {rows_of(infinite)}. One of them makes every mean and every gradient "
             "useless: correct the export, or name the value in missing_codes."
         )
     return values
-
-
-def _as_number(code: Code) -> Iterator[float]:
-    try:
-        yield float(code)
-    except ValueError:  # a text code, which was dealt with as text
-        return
 
 
 def _labels(frame: pd.DataFrame, spec: TableSpec, where: str, *, new: bool) -> NDArray[np.int64]:
@@ -255,8 +293,8 @@ def _labels(frame: pd.DataFrame, spec: TableSpec, where: str, *, new: bool) -> N
     if wrong.any():
         raise ValueError(
             f"{where}: the target {column.name!r} must be 0 or 1 in each row; found "
-            f"{_quoted(column[wrong])} in {_rows(wrong)}. Pass target_above=T where labels above T "
-            "count as 1, and leave out rows without a label."
+            f"{quoted(column[wrong])} in {rows_of(wrong)}. Pass target_above=T where labels above "
+            "T count as 1, and leave out rows without a label."
         )
     return values.astype(np.int64)
 
@@ -266,20 +304,7 @@ def _texts(column: pd.Series, where: str) -> NDArray[np.str_]:
     if empty.any():
         raise ValueError(
             f"{where}: column {column.name!r} must be filled in each row; it is empty in "
-            f"{_rows(empty)}. Whose row that is decides on which side of a split it may stand: "
+            f"{rows_of(empty)}. Whose row that is decides on which side of a split it may stand: "
             "fill it in, or leave those rows out."
         )
     return column.astype(str).str.strip().to_numpy().astype(np.str_)
-
-
-def _quoted(cells: pd.Series) -> str:
-    different = sorted({"" if cell is None or cell != cell else str(cell)[:20] for cell in cells})
-    if len(different) > _FEW:
-        return f"{len(different)} different texts"  # perhaps names: not for a log
-    return ", ".join(repr(cell) for cell in different)
-
-
-def _rows(mask: NDArray[np.bool_]) -> str:
-    count, first = int(mask.sum()), int(np.argmax(mask)) + 1
-    rows = "1 row" if count == 1 else f"{count} rows"
-    return f"{rows} (first: row {first} below the header)"

@@ -1,0 +1,62 @@
+"""Tables from CSV and Parquet files, as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+
+def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV or Parquet file as it is; columns named in ``texts`` stay text (007 is not 7).
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is empty, no table, or names a column twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"a table must be a CSV or Parquet file, and {path} is none; the working directory is "
+            f"{Path.cwd()}. Give the path from there, or an absolute one."
+        )
+    if path.suffix.lower() in {".parquet", ".pq"}:
+        return pd.read_parquet(path)
+    try:
+        return _load_csv(path, texts)
+    except pd.errors.EmptyDataError:
+        raise ValueError(
+            f"{path} must begin with a line of column names, and it is empty. "
+            "Was the export cut off? Write the table again."
+        ) from None
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"{path} must be UTF-8 text with commas and as many cells in each row as in the "
+            f"first; found: {str(error).strip()}. Save it as CSV UTF-8, or as Parquet."
+        ) from error
+
+
+def _load_csv(path: Path, texts: Sequence[str]) -> pd.DataFrame:
+    first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
+    header = [str(name).strip() for name in first.iloc[0]]
+    require_unique(header, str(path))  # pandas would rename the second one in silence
+    return pd.read_csv(
+        path,
+        header=0,
+        names=header,
+        index_col=False,
+        dtype=dict.fromkeys(texts, str),  # 007 and 7 are two patients
+        low_memory=False,
+        encoding="utf-8-sig",
+    )
+
+
+def require_unique(names: Sequence[str], where: str) -> None:
+    """Refuse a table that names a column twice."""
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"{where} must name each column once, and {twice} stand there more than once. "
+            "Rename or remove one of each: which of them is meant can't be guessed."
+        )
