@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from lightning_utilities.core.apply_func import apply_to_collection
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -51,6 +52,8 @@ class KeyedLoader:
         ValueError: For an IterableDataset, which has no positions, and for MONAI's
             ThreadDataLoader, whose threads share generators.
     """
+
+    free = False  # whether a key is still to come, see take_key
 
     def __init__(
         self,
@@ -108,6 +111,12 @@ class KeyedLoader:
         """Take epoch and batch from this Trainer's loops from now on."""
         self.trainer = trainer
 
+    def take_key(self, seed: int, tag: tuple[keys.Place, ...]) -> None:
+        """Draw from this key from now on: a loader made without a seed is given one later."""
+        self.seed = self._fetch.seed = int(seed)
+        self.tag = self._fetch.tag = tag
+        self._order_of, self.free = None, False
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the position is the Trainer's. Lightning asks for it to be sure."""
         return {}
@@ -135,9 +144,7 @@ class KeyedLoader:
                     batch = next(batches)
             else:
                 batch = next(batches)
-            if self.on_transfer is not None and self.trainer is not None and self.trainer.training:
-                key = keys.seed_of(self.seed, "transfer", epoch, place.batch, *self.tag)
-                self.on_transfer(key)
+            self._key_transfer(epoch, place.batch)
             yield batch
 
     def places(self, epoch: int, *, cycle: int = 0) -> list[PlaceBatch]:
@@ -162,16 +169,31 @@ class KeyedLoader:
         with fetching_here():
             return self._fetch.__getitems__(place)
 
-    def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
+    def _key_transfer(self, epoch: int, batch: int) -> None:
+        if self.on_transfer is not None and self.trainer is not None and self.trainer.training:
+            self.on_transfer(keys.seed_of(self.seed, "transfer", epoch, batch, *self.tag))
+
+    def _whole_order(self, epoch: int, cycle: int) -> NDArray[np.int64] | None:
+        """Draw an epoch's order at once, where the sampler allows that; else return None."""
+        sampler = self.loader.sampler
+        plain, theirs = _is_plain_random(sampler), getattr(sampler, "keyed_order", None)
+        if type(self.loader.batch_sampler) is not BatchSampler or not (plain or theirs):
+            return None
         place = (epoch, cycle) if cycle else (epoch,)
-        plain = _plain_random(self.loader)
-        if plain is not None:
-            total, size, drop_last = plain
-            draw = keys.generator(self.seed, "order", *place, *self.tag)
-            order = draw.permutation(total).tolist()
-            stop = total - total % size if drop_last else total
-            starts = range(0, stop, size)
-            return [PlaceBatch(epoch, i // size, i, order[i : i + size]) for i in starts]
+        draw = keys.generator(self.seed, "order", *place, *self.tag)
+        order: NDArray[np.int64]
+        order = draw.permutation(len(sampler)) if plain else theirs(draw)  # type: ignore[arg-type,misc]
+        return order
+
+    def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
+        whole = self._whole_order(epoch, cycle)
+        if whole is not None:
+            order, batches = whole.tolist(), range(len(self.loader))
+            size: int = self.loader.batch_size  # type: ignore[assignment]
+            return [
+                PlaceBatch(epoch, n, n * size, order[n * size : (n + 1) * size]) for n in batches
+            ]
+        place = (epoch, cycle) if cycle else (epoch,)
         key = keys.seed_of(self.seed, "order", *place, *self.tag)
         sampler = self.loader.batch_sampler or self.loader.sampler
         for part in _samplers(self.loader):
@@ -192,11 +214,14 @@ class KeyedLoader:
 
     def _local(self, epoch: int, cycle: int) -> list[PlaceBatch]:
         places = self.places(epoch, cycle=cycle)
+        return [places[number] for number in self._numbers(len(places))]
+
+    def _numbers(self, batches: int) -> Sequence[int]:
+        """Return which batches of the global order are this process's."""
         rank, world = self._rank()
-        if world == 1 or not places:
-            return places
-        missing = -len(places) % world
-        return (places + places[:missing])[rank::world]
+        if world == 1:
+            return range(batches)
+        return [*range(batches), *range(batches)[: -batches % world]][rank::world]
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None or any(hasattr(s, "num_replicas") for s in _samplers(self.loader)):
@@ -239,6 +264,8 @@ def keyed(data: Any, *, seed: int | None = None, split_seed: int | None = None) 
         split_seed = keys.run_split_seed() if seed is None else int(seed)
     seed = keys.run_seed() if seed is None else int(seed)
     if isinstance(data, KeyedLoader):
+        if data.free:
+            data.take_key(seed, ())
         return data
     if isinstance(data, DataLoader):
         return KeyedLoader(data, seed=seed)
@@ -290,22 +317,30 @@ def _keyed_loaders(*, hook: Callable[[], Any], seed: int, kind: str) -> Any:
         loaders = hook()
     numbers = iter(range(1_000_000))
 
-    def wrap(loader: DataLoader[Any]) -> Any:
-        number = next(numbers)
-        reason = why_not_keyed(loader)
-        if reason:  # left as it is; the Trainer's callbacks mark the run inexact
-            _log.warning("%s", reason)
+    def wrap(loader: DataLoader[Any] | KeyedLoader) -> Any:
+        if isinstance(loader, KeyedLoader) and not loader.free:
             return loader
+        number = next(numbers)
         first = kind == "train" and number == 0
-        fresh = KeyedLoader(loader, seed=seed, tag=() if first else (kind, number))
+        tag = () if first else (kind, number)
+        if isinstance(loader, KeyedLoader):
+            loader.take_key(seed, tag)
+            fresh = loader
+        else:
+            reason = why_not_keyed(loader)
+            if reason:  # left as it is; the Trainer's callbacks mark the run inexact
+                _log.warning("%s", reason)
+                return loader
+            fresh = KeyedLoader(loader, seed=seed, tag=tag)
         if kind == "train" and trainer is not None:
             fresh.bind(trainer)  # at once: Lightning asks for the length of this process's share
         return fresh
 
     if isinstance(loaders, CombinedLoader):
-        loaders.flattened = [wrap(x) if isinstance(x, DataLoader) else x for x in loaders.flattened]
+        known = (DataLoader, KeyedLoader)
+        loaders.flattened = [wrap(x) if isinstance(x, known) else x for x in loaders.flattened]
         return loaders
-    return apply_to_collection(loaders, DataLoader, wrap)
+    return apply_to_collection(loaders, DataLoader | KeyedLoader, wrap)
 
 
 def _keyed_setup(stage: str | None = None, *, hook: Callable[..., Any], seed: int) -> Any:
@@ -331,10 +366,8 @@ def _overrides(data: object, name: str) -> bool:
     return name in vars(data) or getattr(type(data), name) is not getattr(parent, name)
 
 
-def _plain_random(loader: DataLoader[Any]) -> tuple[int, int, bool] | None:
-    """Return (rows, batch size, drop_last) of an ordinary shuffled loader, else None."""
-    batches, sampler = loader.batch_sampler, loader.sampler
-    plain = type(batches) is BatchSampler and type(sampler) is RandomSampler
-    if plain and not sampler.replacement and sampler._num_samples is None:  # type: ignore[attr-defined]
-        return len(sampler), batches.batch_size, batches.drop_last  # type: ignore[arg-type,union-attr]
-    return None
+def _is_plain_random(sampler: object) -> bool:
+    """Whether this is the sampler of an ordinary shuffled loader."""
+    return (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
+    )
