@@ -114,7 +114,7 @@ class _Cells:
 
     def numbers(self, column: pd.Series) -> NDArray[np.float64]:
         values, text = parse(column)
-        values = values.copy()  # parse may return the frame's own
+        values, text = values.copy(), text.copy()  # parse may return the frame's own
         words = plain(column) if text.any() else column
         for site, rows in self.sites:
             here, strange = values[rows], text[rows]

@@ -40,7 +40,9 @@ def codes(by_site: Mapping[str, Floats]) -> dict[float, dict[str, str]]:
 
     A code lies outside the other values of its site, comes up at least three times (0.5 % of the
     cells), and keeps a distance from them: at least five steps of the column's grid and 15 % of
-    the distance to their median; or it is negative where all others are not. A site that holds
+    the distance to their median, or so that it is 20 times as frequent as all values next to it;
+    or it is negative where all others are not. (Zero for "none given" of a drug looks the same:
+    the evidence is for a person to judge.) A site that holds
     nothing but the code is judged by the other sites' values. Where the same value stands amid
     the others at some site, it is no code anywhere.
 
@@ -65,7 +67,7 @@ def codes(by_site: Mapping[str, Floats]) -> dict[float, dict[str, str]]:
                     [v[v != code] for s, v in left.items() if s != site] or [[]]
                 )
                 whose = "those of other sites"
-            apart = _apart(code, others)
+            apart = _apart(code, count, others)
             amid |= not apart and count >= _FEWEST
             enough |= bool(apart) and count >= max(_FEWEST, 0.005 * len(values))
             if apart:
@@ -77,7 +79,7 @@ def codes(by_site: Mapping[str, Floats]) -> dict[float, dict[str, str]]:
     return found
 
 
-def _apart(code: float, others: Floats) -> str:
+def _apart(code: float, count: int, others: Floats) -> str:
     """Say how far the other values are from a code; "" where they are not apart."""
     grid = np.unique(others)
     if len(others) < _ENOUGH or len(grid) < 2 or (code in {0.0, 1.0} and set(grid) <= {0.0, 1.0}):
@@ -89,7 +91,10 @@ def _apart(code: float, others: Floats) -> str:
     nearest = float(inside.min() if code < median else inside.max())
     gap, step = abs(nearest - code), float(np.diff(grid).min())
     negative = low and code < 0 <= grid[0]
-    if not negative and not (gap >= 5 * step * (1 - 1e-9) and gap >= 0.15 * abs(median - code)):
+    wide = gap >= 0.15 * abs(median - code)
+    next_to_it = np.abs(inside - nearest) <= gap
+    spike = count > 20 * next_to_it.sum()
+    if not negative and not (gap >= 5 * step * (1 - 1e-9) and (wide or spike)):
         return ""
     return f"{'begin' if code < median else 'end'} at {nearest:g} (median {median:g})"
 
