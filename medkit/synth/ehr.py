@@ -1,6 +1,8 @@
 """Three made-up hospitals whose truth is known, as a messy table of encounters.
 
-One hidden severity per stay drives the outcome and 20 features. About 35 % of the cells are
+There are two families. In the additive one a single hidden severity per stay drives the outcome
+and 20 features, so that a linear model is close to the best; in the interacting one patients also
+die of what their values do together (:mod:`medkit.synth.interacting`). About 35 % of the cells are
 missing: blank, or coded as 0, -1 or 999, each hospital in its own way. Creatinine, urea, BNP and
 lactate are missing more often when they are normal (nobody ordered them), except that hospital C
 takes lactate by routine; C never takes BNP. C writes creatinine in umol/L, B glucose in mmol/L.
@@ -25,15 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medkit.record.files import sha256_file, write_text
-from medkit.synth import hospitals
-from medkit.synth.exact import TERMS, Floats, exp, noise, noise_density, sigmoid, uniforms
+from medkit.synth import hospitals, interacting
+from medkit.synth.columns import GRID, Column, by_site, draw, likelihood, missing_given
+from medkit.synth.exact import Floats, noise, noise_density, sigmoid, uniforms
 from medkit.synth.hospitals import FEATURES, MISSING_CODES, STAYS, Feature
 
 __all__ = ["MISSING_CODES", "Hospitals", "dictionary_csv", "make_hospitals", "write_tables"]
 
 log = logging.getLogger(__name__)
 
-_GRID = [step / 10 for step in range(-60, 61)]  # nodes for the hidden severity [sd]
+FAMILIES = ("additive", "interacting")
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Hospitals:
         y: 1 where the patient died in hospital, ``(N,)`` int64.
         prob: P(y = 1 | the row), what the best possible rule says, ``(N,)``. (It sees the numbers
             before they were rounded for the file, and no other stay of the patient.)
-        prob_hidden: P(y = 1 | the hidden severity), from which ``y`` was drawn, ``(N,)``.
+        prob_hidden: P(y = 1 | the hidden severity), in the interacting family also given every
+            value, the missing ones too; from it ``y`` was drawn, ``(N,)``.
         missing: Feature name -> True where the value is missing or coded, ``(N,)``.
+        family: "additive" or "interacting".
     """
 
     patient: NDArray[np.str_]
@@ -58,6 +63,7 @@ class Hospitals:
     prob: Floats
     prob_hidden: Floats
     missing: dict[str, NDArray[np.bool_]]
+    family: str = "additive"
 
     def encounters_csv(self) -> str:
         """Return the table as CSV text: patient_id, site, the features, died."""
@@ -73,13 +79,21 @@ class Hospitals:
         return "\n".join(["row,prob,prob_hidden", *rows, ""])
 
 
-def make_hospitals(*, seed: int = 0, stays: Mapping[str, int] | None = None) -> Hospitals:
+def make_hospitals(
+    *, seed: int = 0, stays: Mapping[str, int] | None = None, family: str = "additive"
+) -> Hospitals:
     """Draw the encounters of all sites, in an order that says nothing.
 
     Args:
         seed: Another seed, other patients of the same hospitals.
         stays: Site -> number of encounters; by default 850, 550 and 600 at A, B and C.
+        family: "additive", or "interacting": see :mod:`medkit.synth.interacting`.
     """
+    if family not in FAMILIES:
+        raise ValueError(
+            f"family must be one of {list(FAMILIES)}, got {family!r}. "
+            "'additive' is the one where a linear model does well."
+        )
     stays = dict(STAYS if stays is None else stays)
     if not set(stays) <= set(STAYS) or not all(n > 0 for n in stays.values()):
         raise ValueError(
@@ -97,14 +111,18 @@ def make_hospitals(*, seed: int = 0, stays: Mapping[str, int] | None = None) -> 
         uniforms(seed, "severity", "patient", shape=(6, patients))[:, owner],
         uniforms(seed, "severity", "stay", shape=(6, len(site))),
     ]
-    severity = noise(np.concatenate(halves)) + _by_site(hospitals.SEVERITY_SHIFT, site)
-    prob_hidden = sigmoid(_by_site(hospitals.INTERCEPT, site) + hospitals.SLOPE * severity)
+    severity = noise(np.concatenate(halves)) + by_site(hospitals.SEVERITY_SHIFT, site)
+    columns = [draw(seed, f, site, owner, severity) for f in features_of(family)]
+    if family == "interacting":
+        prob_hidden = interacting.probability(columns, site, severity)
+        prob = interacting.posterior(columns, site)
+    else:
+        prob_hidden = sigmoid(by_site(hospitals.INTERCEPT, site) + hospitals.SLOPE * severity)
+        prob = _posterior(columns, site)
     y = (uniforms(seed, "outcome", shape=site.shape) < prob_hidden).astype(np.int64)
 
     order = np.argsort(uniforms(seed, "rows", shape=site.shape), kind="stable")
     label = np.argsort(uniforms(seed, "labels", shape=(patients,)), kind="stable") + 1
-    columns = [_draw(seed, feature, site, owner, severity) for feature in FEATURES]
-    prob = _posterior(columns, site)
     return Hospitals(
         patient=np.array([f"P{label[i]:05d}" for i in owner[order]]),
         site=site[order],
@@ -113,124 +131,56 @@ def make_hospitals(*, seed: int = 0, stays: Mapping[str, int] | None = None) -> 
         y=y[order],
         prob=prob[order],
         prob_hidden=prob_hidden[order],
+        family=family,
     )
 
 
-@dataclass(frozen=True)
-class _Column:
-    feature: Feature
-    score: Floats  # standard scores before units, or 0/1
-    missing: NDArray[np.bool_]
-    cells: list[str]
+def features_of(family: str) -> tuple[Feature, ...]:
+    """Return what the columns of a family are like."""
+    return interacting.FEATURES if family == "interacting" else FEATURES
 
 
-def _draw(
-    seed: int, f: Feature, site: NDArray[np.str_], owner: NDArray[np.int64], severity: Floats
-) -> _Column:
-    """Draw one column: its scores, which of them are missing, and what the file says."""
-    per_row = owner if f.per_patient else np.arange(len(site))
-    draws = uniforms(seed, f.name, "value", shape=(TERMS, int(per_row[-1]) + 1))[:, per_row]
-    if f.binary:
-        score = (draws[0] < _share_of_ones(f, severity)).astype(np.float64)
-    else:
-        score = f.loading * severity + f.own * noise(draws)
-    missing = np.zeros(len(site), dtype=np.bool_)
-    gone = uniforms(seed, f.name, "missing", shape=(2, len(site)))
-    cells = [""] * len(site)
-    for index, name in enumerate(STAYS):
-        here = site == name
-        missing[here] = gone[0, here] < _share_missing(f, index, score[here])
-        code = (f.codes or {}).get(name)
-        factor, _, decimals = f.unit_at(name)
-        values = factor * _in_units(f, score[here])
-        for row, value in zip(np.flatnonzero(here), values, strict=True):
-            if not missing[row]:
-                cells[row] = f"{value:.{decimals}f}"
-            elif code is not None and gone[1, row] < hospitals.CODED_SHARE:
-                cells[row] = str(code)
-    return _Column(f, score, missing, cells)
-
-
-def _in_units(f: Feature, score: Floats) -> Floats:
-    if f.binary:
-        return score
-    if f.skewed:
-        return f.center * exp(f.spread * score)
-    return np.minimum(np.maximum(f.center + f.spread * score, f.lowest), f.highest)
-
-
-def _share_of_ones(f: Feature, severity: Floats) -> Floats:
-    return np.minimum(np.maximum(f.center + f.spread * severity, 0.01), 0.99)
-
-
-def _share_missing(f: Feature, site: int, score: Floats) -> Floats:
-    """Return P(missing | value) at a site; lower for higher values where they prompt the order."""
-    base = f.missing[site]
-    if base in (0.0, 1.0):
-        return np.full_like(score, base)
-    return np.minimum(np.maximum(base - f.ordered[site] * score, 0.02), 0.98)
-
-
-def _posterior(columns: Sequence[_Column], site: NDArray[np.str_]) -> Floats:
+def _posterior(columns: Sequence[Column], site: NDArray[np.str_]) -> Floats:
     """Return P(y = 1 | the row) by summing over a grid of hidden severities.
 
     Given severity, the columns are independent, so a row's likelihood is a product: densities of
     the values that are there, probabilities of being missing for the others.
     """
     hit, total = np.zeros(len(site)), np.zeros(len(site))
-    nodes = np.array(_GRID)
+    nodes = np.array(GRID)
+    shift = by_site(hospitals.SEVERITY_SHIFT, site)
+    intercept = by_site(hospitals.INTERCEPT, site)
     index = [list(STAYS).index(name) for name in site]
-    gone = [np.array([_missing_given(c.feature, s, nodes) for s in range(3)]) for c in columns]
-    for g, node in enumerate(_GRID):
-        weight = noise_density(node - _by_site(hospitals.SEVERITY_SHIFT, site))
+    gone = [np.array([missing_given(c.feature, s, nodes) for s in range(3)]) for c in columns]
+    for g, node in enumerate(GRID):
+        weight = noise_density(node - shift)
         for c, gone_at in zip(columns, gone, strict=True):
-            at_node = np.full(len(site), node)
-            if c.feature.binary:
-                ones = _share_of_ones(c.feature, at_node)
-                there = np.where(c.score == 1, ones, 1 - ones)
-            else:
-                there = noise_density((c.score - c.feature.loading * node) / c.feature.own)
+            there = likelihood(c, np.full(len(site), node))
             weight = weight * np.where(c.missing, gone_at[index, g], there)
         total = total + weight
-        hit = hit + weight * sigmoid(_by_site(hospitals.INTERCEPT, site) + hospitals.SLOPE * node)
+        hit = hit + weight * sigmoid(intercept + hospitals.SLOPE * node)
     return hit / total
 
 
-def _missing_given(f: Feature, site: int, severity: Floats) -> Floats:
-    """Return P(missing | severity) at a site; a sum over the column's own noise."""
-    if f.binary or not f.ordered[site]:
-        return _share_missing(f, site, np.zeros_like(severity))
-    hit, total = np.zeros_like(severity), 0.0
-    for node in _GRID:
-        weight = float(noise_density(np.array(node)))
-        hit = hit + weight * _share_missing(f, site, f.loading * severity + f.own * node)
-        total += weight
-    return hit / total
-
-
-def _by_site(values: Mapping[str, float], site: NDArray[np.str_]) -> Floats:
-    return np.array([values[name] for name in site])
-
-
-def dictionary_csv() -> str:
+def dictionary_csv(family: str = "additive") -> str:
     """Return the data dictionary: unit, unit by site, codes for missing and meaning per column."""
     lines = ["column,unit,unit_by_site,missing_codes,meaning"]
     lines += ['patient_id,,,,"pseudonym; some have several stays, all at one site"']
     lines += ['site,,,,"hospital A, B or C"']
-    for f in FEATURES:
+    for f in features_of(family):
         units = "; ".join(f"{site}: {unit}" for site, (_, unit, _) in (f.factor or {}).items())
         codes = "; ".join(f"{site}: {code}" for site, code in (f.codes or {}).items())
         lines += [f"{f.name},{f.unit},{units},{codes},{f.meaning}"]
     return "\n".join([*lines, "died,0/1,,,died in hospital; the target", ""])
 
 
-def write_tables(folder: Path | str, *, seed: int = 0) -> dict[str, str]:
+def write_tables(folder: Path | str, *, seed: int = 0, family: str = "additive") -> dict[str, str]:
     """Write encounters.csv, truth.csv, dictionary.csv and SHA256SUMS; return name -> SHA-256."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = make_hospitals(seed=seed)
+    drawn = make_hospitals(seed=seed, family=family)
     texts = {
-        "dictionary.csv": dictionary_csv(),
+        "dictionary.csv": dictionary_csv(family),
         "encounters.csv": drawn.encounters_csv(),
         "truth.csv": drawn.truth_csv(),
     }
@@ -246,8 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m medkit.synth.ehr", description=__doc__)
     parser.add_argument("out", help="folder for the tables")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other patients")
+    parser.add_argument("--family", choices=FAMILIES, default="additive", help="see above")
     options = parser.parse_args(arguments)
-    for name, digest in write_tables(options.out, seed=options.seed).items():
+    sums = write_tables(options.out, seed=options.seed, family=options.family)
+    for name, digest in sums.items():
         log.info("%s  %s", digest, name)
 
 

@@ -67,7 +67,9 @@ def test_bytes_do_not_depend_on_vector_units_or_blas_threads(threads: str) -> No
     assert digests == {sha256(drawn.encounters_csv() + drawn.truth_csv()) + "\n"}
 
 
-@pytest.mark.parametrize("name", ["exact.py", "ehr.py", "hospitals.py"])
+@pytest.mark.parametrize(
+    "name", ["exact.py", "ehr.py", "hospitals.py", "columns.py", "interacting.py"]
+)
 def test_the_source_uses_only_operations_that_are_exact_on_any_cpu(name: str) -> None:
     tree = ast.parse((Path(synth.__file__).parent / name).read_text())
     used = {
