@@ -144,6 +144,11 @@ class Contract:
         ]
 
     @property
+    def recorded_after(self) -> list[str]:
+        """Columns that were recorded after the outcome, for the audit of leaks."""
+        return [name for name, rule in self.columns.items() if rule.recorded == "after"]
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the contract; remarks don't count."""
         return sha256_text(dataclasses.replace(self, remarks={}).to_yaml())

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 MEDS = {name: name for name in ("subject_id", "time", "code", "numeric_value")}
+FILE_NAME = "<file name>"  # as the name of a column: one file per stay, named by its id
 _ENDINGS = (".parquet", ".pq", ".csv", ".csv.gz", ".txt")
 _CSV_BLOCK = 4 << 20  # bytes
 _CLOCK = re.compile(r"(\d+):([0-5]\d)(?::([0-5]\d))?")
@@ -117,17 +118,17 @@ def _from_parquet(file: Path, names: Mapping[str, str], batch_rows: int) -> Iter
         ) from error
     with source:
         _require_names(source.schema_arrow.names, names, file)
-        wanted = list(names.values())
+        wanted = _wanted(names)
         for batch in source.iter_batches(batch_size=batch_rows, columns=wanted, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 
 def _from_csv(file: Path, names: Mapping[str, str], batch_rows: int) -> Iterator[pa.Table]:
-    kinds = dict.fromkeys(names.values(), pa.string())
+    kinds = dict.fromkeys(_wanted(names), pa.string())
     kinds[names["numeric_value"]] = pa.float64()
     options = pa_csv.ConvertOptions(
         column_types=kinds,
-        include_columns=list(names.values()),
+        include_columns=_wanted(names),
         strings_can_be_null=True,
         null_values=["", "NA", "NaN", "nan", "null", "NULL"],
         quoted_strings_can_be_null=True,
@@ -156,8 +157,12 @@ def _from_csv(file: Path, names: Mapping[str, str], batch_rows: int) -> Iterator
         ) from error
 
 
+def _wanted(names: Mapping[str, str]) -> list[str]:
+    return [name for name in names.values() if name != FILE_NAME]
+
+
 def _require_names(found: Sequence[str], names: Mapping[str, str], file: Path) -> None:
-    wanted = list(names.values())
+    wanted = _wanted(names)
     twice = sorted({name for name in found if list(found).count(name) > 1})
     if twice:
         raise ValueError(
@@ -175,7 +180,10 @@ def _require_names(found: Sequence[str], names: Mapping[str, str], file: Path) -
 
 
 def _batch(table: pa.Table, names: Mapping[str, str], file: Path, absolute: bool | None) -> Batch:
-    stays, stay = _coded(table[names["subject_id"]], "subject_id", file)
+    if names["subject_id"] == FILE_NAME:
+        stays, stay = [file.name.split(".")[0]], np.zeros(len(table), np.int64)
+    else:
+        stays, stay = _coded(table[names["subject_id"]], "subject_id", file)
     codes, code = _coded(table[names["code"]], "code", file)
     time, timed, of_clock = _microseconds(table[names["time"]], file)
     if absolute is not None and timed.any() and of_clock != absolute:

@@ -60,7 +60,8 @@ def wide_from_long(
         start_code: A stay starts at its first event of this code, or of one that begins with it
             and ``//``; None: at its first event, birth left aside. Times that are hours, or
             HH:MM since the start, need neither.
-        columns: Name in MEDS -> name in the files, where they differ.
+        columns: Name in MEDS -> name in the files, where they differ. A ``subject_id`` of
+            :data:`medkit.data.events.FILE_NAME` says that each stay is a file named by its id.
         require_sorted: Refuse events that are not in the order of time within a stay, where they
             would otherwise be counted and sorted.
         batch_rows: Rows read at once; the result does not depend on it.

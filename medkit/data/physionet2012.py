@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from medkit.data.events import FILE_NAME
 from medkit.data.long import AGGREGATES, wide_from_long
 from medkit.data.table_files import load_table
 
@@ -35,13 +36,13 @@ def read_records(
     time_limit: float = 48.0,
     aggregates: Sequence[str] = AGGREGATES,
 ) -> pd.DataFrame:
-    """Return one row per stay of a long table with the columns RecordID, Time, Parameter, Value.
+    """Return one row per stay.
 
-    Heights, weights and genders of -1 are missing, as the challenge says. The original folders of
-    one text file per stay have no column of ids: put them together with one first.
+    Heights, weights and genders of -1 are missing, as the challenge says.
 
     Args:
-        path: CSV (also .gz) or Parquet, see :func:`medkit.data.long.wide_from_long`.
+        path: A CSV (also .gz) or Parquet file with the columns RecordID, Time, Parameter, Value;
+            or a folder of the challenge, such as set-a, with one text file per stay.
         time_limit: Hours from admission, 48 at most in these data.
         aggregates: Per time series; the four descriptors have one column each.
 
@@ -49,6 +50,9 @@ def read_records(
         Index ``subject_id`` (RecordID, int64), columns Age, Gender, Height, ICUType and
         ``<series>_<aggregate>`` in a fixed order.
     """
+    columns = dict(COLUMNS)
+    if isinstance(path, str | Path) and Path(path).is_dir():
+        columns["subject_id"] = FILE_NAME
     return wide_from_long(
         path,
         time_limit=time_limit,
@@ -56,7 +60,7 @@ def read_records(
         aggregates=aggregates,
         static=STATIC,
         missing_codes=MISSING,
-        columns=COLUMNS,
+        columns=columns,
     )
 
 

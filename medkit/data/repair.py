@@ -210,18 +210,20 @@ def sites_of(frame: pd.DataFrame, column: str | None, site: str | None = None) -
         return Sites((site,), (slice(None),))
     if column is None or column not in frame:
         return Sites(("",), (slice(None),))
-    names = frame[column]
-    empty = (names.isna() | (names.astype(str).str.strip() == "")).to_numpy(np.bool_)
-    if empty.any():
+    number, cells = pd.factorize(frame[column])  # few different ones: no text per row
+    names = [str(cell).strip() for cell in cells]
+    different = sorted({name for name in names if name})
+    at = np.array([*(different.index(n) if n else -1 for n in names), -1])
+    number = at[number]
+    if (number < 0).any():
         raise ValueError(
             f"the site column {column!r} must be filled in each row; it is empty in "
-            f"{rows_of(empty)}. Codes and units are the site's: fill it in, or leave those rows "
-            "out."
+            f"{rows_of(number < 0)}. Codes and units are the site's: fill it in, or leave those "
+            "rows out."
         )
-    number, different = pd.factorize(names.astype(str).str.strip())
     order = np.argsort(number, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(number, minlength=len(different)))[:-1])
-    return Sites(tuple(map(str, different)), tuple(rows))
+    return Sites(tuple(different), tuple(rows))
 
 
 def _require_columns(contract: Contract, frame: pd.DataFrame, *, new: bool) -> None:

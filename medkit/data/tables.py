@@ -134,17 +134,17 @@ def read_table(
             values[:, index] = _numbers(frame[name], _codes(spec, name), where)
     empty = np.full(len(frame), "")
 
-    def text(name: str | None, default: NDArray[np.str_]) -> NDArray[np.str_]:
-        there = name is not None and name in frame
-        return _texts(frame[name], where) if there else default
+    def text(name: str | None) -> NDArray[np.str_] | None:
+        return _texts(frame[name], where) if name is not None and name in frame else None
 
+    patient, site = text(spec.patient), text(spec.site)
     return Table(
         features=tuple(features),
         values=values,
         y=_labels(frame, spec, where, new=new),
-        patient=text(spec.patient, np.arange(len(frame)).astype(np.str_)),
-        site=text(spec.site, empty),
-        split=None if spec.split is None or new else text(spec.split, empty),
+        patient=_numbered(len(frame)) if patient is None else patient,
+        site=empty if site is None else site,
+        split=None if new else text(spec.split),
         broken=broken,
     )
 
@@ -307,4 +307,9 @@ def _texts(column: pd.Series, where: str) -> NDArray[np.str_]:
             f"{rows_of(empty)}. Whose row that is decides on which side of a split it may stand: "
             "fill it in, or leave those rows out."
         )
-    return column.astype(str).str.strip().to_numpy().astype(np.str_)
+    number, different = pd.factorize(column)  # sites repeat: one text each, not one per row
+    return np.array([str(cell).strip() for cell in different], np.str_)[number]
+
+
+def _numbered(rows: int) -> NDArray[np.str_]:
+    return np.arange(rows).astype(f"<U{len(str(rows))}")  # numpy would take 21 letters each

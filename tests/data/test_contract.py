@@ -99,6 +99,7 @@ def test_features_are_named_with_a_column_per_level() -> None:
         }
     )
     assert contract.features == ["age", "cp=1", "cp=2"]
+    assert contract.recorded_after == ["los"]
 
 
 COLUMNS_REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -34,6 +34,17 @@ def test_a_record_becomes_a_row(tmp_path: Path) -> None:
     assert got.loc[2, "HR_count"] == 0
 
 
+def test_a_folder_of_text_files_gives_the_same_rows(tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_text(RECORDS)
+    folder = tmp_path / "set-a"
+    folder.mkdir()
+    for stay in ("1", "2"):
+        rows = [r[2:] for r in RECORDS.splitlines() if r.startswith(f"{stay},")]
+        (folder / f"{stay}.txt").write_text("\n".join(["Time,Parameter,Value", *rows, ""]))
+    want, got = read_records(tmp_path / "set.csv"), read_records(folder)
+    pd.testing.assert_frame_equal(got, want, check_exact=True)
+
+
 def test_an_outcome_of_minus_1_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "outcomes.txt"
     path.write_text(HEAD + "1,6,-1,5,-1,0\n2,16,8,8,9,1\n")

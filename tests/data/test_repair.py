@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +260,34 @@ def test_a_column_that_is_not_there_is_named_with_a_close_one() -> None:
 def test_a_table_without_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least one row .* it has none"):
         Contract({"x": Column()}).apply(pd.DataFrame({"x": []}))
+
+
+_MEASURE = """
+import resource
+import numpy as np, pandas as pd
+from medkit.data.contract import Column, Contract
+from medkit.data.tables import TableSpec, read_table
+rng, rows = np.random.default_rng(0), 10_000_000
+site = pd.Categorical.from_codes(rng.integers(0, 3, rows).astype(np.int8), list("ABC"))
+frame = pd.DataFrame({"site": site, "died": (np.arange(rows) % 9 == 0).astype(np.int8)})
+for number in range(4):
+    frame[f"x{number}"] = rng.integers(1, 100, rows).astype(np.float32)
+rule = Column(unit="mmol/L", units_at={"B": "umol/L"}, missing_at={"A": [7]}, low=0)
+contract = Contract({f"x{n}": rule for n in range(4)}, target="died", site="site")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+table = read_table(frame, TableSpec.of(contract), contract=contract)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+coded = sum(b.count for b in table.broken if b.what.startswith("coded"))
+print((after - before) / 1024, coded == np.isnan(table.values).sum(), len(table.y))
+"""
+
+
+@pytest.mark.slow
+def test_10_million_rows_are_repaired_in_less_than_a_gigabyte() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    megabytes, counted, rows = done.stdout.split()
+    assert (counted, rows) == ("True", "10000000")
+    assert float(megabytes) < 1000
