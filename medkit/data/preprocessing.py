@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +15,7 @@ log = logging.getLogger(__name__)
 
 SCALES = ("robust", "standard")
 _NORMAL_IQR = 1.3489795  # interquartile range of a standard normal
+_BLOCK = 8192  # rows
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,14 @@ class Preprocessing:
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Fill, scale, clip, append indicators: ``(N, F)`` with NaN to ``(N, F + I)`` without."""
-        indicator_of = {name: len(self.features) + i for i, name in enumerate(self.indicators)}
         x = np.empty((len(values), len(self.names)), np.float32)
-        for index, name in enumerate(self.features):  # by column: no second copy of the table
+        for start in range(0, len(values), _BLOCK):  # that stays in the cache
+            self._apply_block(values[start : start + _BLOCK], x[start : start + _BLOCK])
+        return x
+
+    def _apply_block(self, values: NDArray[np.float32], x: NDArray[np.float32]) -> None:
+        indicator_of = {name: len(self.features) + i for i, name in enumerate(self.indicators)}
+        for index, name in enumerate(self.features):
             column = values[:, index].astype(np.float64)
             missing = np.isnan(column)
             if name in indicator_of:
@@ -65,7 +70,6 @@ class Preprocessing:
             if self.clip is not None:
                 np.clip(scaled, -self.clip, self.clip, out=scaled)
             x[:, index] = scaled
-        return x
 
     def state(self) -> dict[str, Any]:
         """Return plain lists and numbers, for a checkpoint that loads with weights_only=True."""
@@ -88,11 +92,12 @@ def fit(
     clip: float | None = None,
     indicators: bool = True,
     fitted_on: str,
+    rows: NDArray[np.int64] | None = None,
 ) -> Preprocessing:
     """Fit on the training rows alone.
 
     Args:
-        values: ``(N, F)`` of the training rows, NaN where missing.
+        values: ``(N, F)`` of the training rows (see ``rows``), NaN where missing.
         features: Names of the columns.
         scale: "robust" centres on the median and divides by the interquartile range (by the
             standard deviation where half of the values are equal), so finite garbage in a column
@@ -100,6 +105,8 @@ def fit(
         clip: See :class:`Preprocessing`.
         indicators: Add an indicator for each column with missing values.
         fitted_on: Digest of the rows' patients.
+        rows: Numbers of the training rows, where ``values`` holds others too: spares a copy of the
+            table. None: all are training rows.
     """
     if scale not in SCALES:
         raise ValueError(
@@ -110,7 +117,7 @@ def fit(
         raise ValueError(f"clip must be positive or None, got {clip}. 4.0 cuts at four scales.")
     fill, center, scales, with_indicator = [], [], [], []
     for index, name in enumerate(features):
-        column = values[:, index].astype(np.float64)
+        column = (values[:, index] if rows is None else values[rows, index]).astype(np.float64)
         there = column[~np.isnan(column)]
         median, middle, width = _location(there, scale)
         if width == 0:
@@ -132,7 +139,7 @@ def fit(
         clip=clip,
         indicators=tuple(with_indicator),
         fitted_on=fitted_on,
-        rows=len(values),
+        rows=len(values) if rows is None else len(rows),
     )
 
 
@@ -151,5 +158,10 @@ def digest_ids(patient: NDArray[np.str_]) -> str:
 
     The order of the rows does not matter.
     """
-    lines = sorted(f"{name}\t{count}" for name, count in Counter(patient.tolist()).items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    names, counts = np.unique(patient, return_counts=True)
+    digest = hashlib.sha256()
+    for start in range(0, len(names), _BLOCK):  # two million ids as Python texts: 400 MB
+        some = slice(start, start + _BLOCK)
+        pairs = zip(names[some].tolist(), counts[some].tolist(), strict=True)
+        digest.update((b"\n" if start else b"") + "\n".join(map("%s\t%d".__mod__, pairs)).encode())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 
@@ -9,6 +10,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import RobustScaler, StandardScaler
 
+from medkit.data import preprocessing
 from medkit.data.preprocessing import Preprocessing, digest_ids, fit
 
 NAN = np.nan
@@ -100,3 +102,26 @@ def test_digest_knows_patients_and_counts_and_not_the_order() -> None:
 def test_an_unknown_setting_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(table(), ["a", "b", "c"], fitted_on="", **arguments)  # type: ignore[arg-type]
+
+
+def test_training_rows_may_be_named_instead_of_cut_out() -> None:
+    values, rows = np.asfortranarray(table()), np.arange(0, 200, 3)
+    names = ["a", "b", "c"]
+    assert fit(values, names, fitted_on="", rows=rows) == fit(values[rows], names, fitted_on="")
+
+
+def test_a_row_is_treated_alike_in_a_long_table_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = fit(table(), ["a", "b", "c"], clip=1.0, fitted_on="")
+    whole = fitted.apply(table())
+    monkeypatch.setattr(preprocessing, "_BLOCK", 7)
+    np.testing.assert_array_equal(fitted.apply(table()), whole)
+
+
+def test_the_digest_is_that_of_sorted_lines_of_patient_and_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands in checkpoints: another way to compute it must give the same."""
+    monkeypatch.setattr(preprocessing, "_BLOCK", 2)
+    patient = np.array(["b", "a b", "a", "Ä", "b"])
+    lines = "a\t1\na b\t1\nb\t2\nÄ\t1"
+    assert digest_ids(patient) == hashlib.sha256(lines.encode()).hexdigest()
