@@ -19,8 +19,8 @@ def as_list(codes: Any) -> list[Any]:
 
 
 def cell_key(cell: Any) -> str:
-    """Return one text for cells that mean the same: 3, 3.0, "3" and " 3.0 " are "3"."""
-    text = str(cell).strip()
+    """Return one text for cells that mean the same: 3, 3.0 and " 3.0 " are "3", True is "1"."""
+    text = str(int(cell) if isinstance(cell, bool | np.bool_) else cell).strip()
     try:
         return f"{float(text):.15g}"
     except ValueError:
@@ -48,7 +48,7 @@ def parse(column: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     column = plain(column)
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(np.float64, na_value=np.nan), np.zeros(len(column), np.bool_)
-    if pd.api.types.is_datetime64_any_dtype(column):
+    if column.dtype.kind in "mM" or isinstance(column.dtype, pd.DatetimeTZDtype):
         column = column.astype(str)  # to_numeric would make nanoseconds of it
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy(np.bool_)
@@ -59,7 +59,7 @@ def plain(column: pd.Series) -> pd.Series:
     """Return a column without categories and without blanks around its texts; "" is missing."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
-    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+    if pd.api.types.is_numeric_dtype(column) or column.dtype.kind in "mM":  # dates
         return column
     trimmed = column.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
     return trimmed.mask(trimmed == "")

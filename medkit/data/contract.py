@@ -124,7 +124,7 @@ class Contract:
     remarks: Mapping[str, Sequence[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "sites", tuple(as_list(self.sites)))
         for problem in contradictions(self):
             raise ValueError(problem)
 
@@ -215,7 +215,13 @@ class Contract:
                 "`medkit audit`."
             )
         columns = {}
-        for name, rule in (plain.get("columns") or {}).items():
+        rules = plain.get("columns") or {}
+        if not isinstance(rules, Mapping):
+            raise ValueError(
+                f"{where}: columns must be names and what they are, got {type(rules).__name__}. "
+                "Write 'age: {kind: number}' below columns."
+            )
+        for name, rule in rules.items():
             inside = f"{where}, column {name!r}"
             if not isinstance(rule, Mapping):
                 raise ValueError(
@@ -223,8 +229,15 @@ class Contract:
                     f"Known keys: {[f.name for f in dataclasses.fields(Column)]}."
                 )
             _require_keys(rule, Column, inside)
-            columns[name] = Column(**rule)
-        return cls(**{**plain, "columns": columns})
+            for key in ("units_at", "missing_at"):
+                if not isinstance(rule.get(key) or {}, Mapping):
+                    raise ValueError(
+                        f"{inside}: {key} must say what holds at which site, got {rule[key]!r}. "
+                        f"Write '{key}: {{SITE: ...}}'."
+                    )
+            columns[name] = Column(**{k: v for k, v in rule.items() if v is not None})
+        given = {key: value for key, value in plain.items() if value is not None}
+        return cls(**{**given, "columns": columns})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Contract:

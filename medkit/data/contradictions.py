@@ -44,6 +44,12 @@ def contradictions(contract: Contract) -> Iterator[str]:
                     "quotes around it."
                 )
         yield from _contradictions_of(name, rule, contract)
+    twice = sorted({name for name in contract.features if contract.features.count(name) > 1})
+    if twice:
+        yield (
+            f"features must have different names, and {twice} come up twice: as a column, and as a "
+            "level of a category. Rename the column."
+        )
 
 
 def _contradictions_of(name: str, rule: Column, contract: Contract) -> Iterator[str]:
@@ -87,6 +93,11 @@ def _of_amounts(name: str, rule: Column) -> Iterator[str]:
             "units_at must come with the unit to convert to, and unit is not given. "
             "Add it, such as 'unit: mg/dL'."
         )
+    given_units: list[Any] = [rule.unit, rule.analyte, *rule.units_at.values()]
+    for unit in given_units:
+        if not isinstance(unit, str):
+            yield f"a unit or analyte must be text, got {unit!r}. Put quotes around it."
+            return
     analyte = rule.analyte or units.analyte_of(name)
     try:
         if rule.unit:

@@ -212,10 +212,9 @@ def _coded(column: pa.ChunkedArray, role: str, file: Path) -> tuple[list[Any], N
             "nothing, can't be counted: fill it in, or leave those rows out."
         )
     values = column.combine_chunks()
-    if not pa.types.is_dictionary(values.type):
-        values = values.dictionary_encode()
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):  # of the whole file, perhaps: only those here count
+        values = values.dictionary_decode()
+    values = values.dictionary_encode()
     return values.dictionary.to_pylist(), values.indices.to_numpy().astype(np.int64)
 
 

@@ -79,8 +79,8 @@ class GroupBy:
         self.known = np.empty(0, np.int64)  # keys of the pairs, sorted
         self.slot = np.empty(0, np.int64)  # where in the pairs each key is
         reasons = ("read", "used", "before the start", "after the limit", "no start")
-        more = ("other codes", "coded as missing", "not finite", "without a number", "out of order")
-        self.counts = dict.fromkeys((*reasons, *more), 0)
+        more = ("other codes", "coded as missing", "not finite", "without a number")
+        self.counts = dict.fromkeys((*reasons, *more, "without a time", "out of order"), 0)
 
     def add(self, batch: Batch) -> None:
         """Take in the next events."""
@@ -107,6 +107,7 @@ class GroupBy:
             coded = (code == self.codes.get(name, -2)) & np.isin(value, numbers)
             self._leave(use, ~coded, "coded as missing")
         self.counts["without a number"] += int((np.isnan(value) & use).sum())
+        self.counts["without a time"] += int((use & ~timed).sum())
         self.counts["used"] += int(use.sum())
         self._merge(stay[use], code[use], time[use], value[use])
 

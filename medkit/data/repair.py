@@ -53,6 +53,7 @@ def unused(
 ) -> Iterator[Broken]:
     """Check the table's columns and yield those that become no feature, and unknown sites."""
     _require_columns(contract, frame, new=new)
+    _require_site(contract, frame, site)
     everything = tuple(range(min(FIRST_ROWS, len(frame))))
     for name in map(str, frame.columns):
         rule = contract.columns.get(name)
@@ -249,6 +250,17 @@ def _require_columns(contract: Contract, frame: pd.DataFrame, *, new: bool) -> N
             f"the table must have the contract's columns, and {missing} are not among {found}. "
             + (f"Did you mean {close[0]!r}? " if close else "")
             + "Rename them, or take them out of the contract."
+        )
+
+
+def _require_site(contract: Contract, frame: pd.DataFrame, site: str | None) -> None:
+    there = site is not None or (contract.site is not None and contract.site in frame)
+    own = [n for n, rule in contract.columns.items() if rule.units_at or rule.missing_at]
+    if own and not there:
+        raise ValueError(
+            f"units and codes of {own} differ between sites, so each row must say whose it is; "
+            f"the site column is {contract.site!r} and the table has none. Add the column, or pass "
+            "site= where all rows are of one."
         )
 
 

@@ -61,6 +61,11 @@ def test_a_contract_written_in_python_is_the_one_read_from_yaml() -> None:
     assert Contract.of(made.to_mapping()) == made
 
 
+def test_keys_left_blank_are_keys_left_out() -> None:
+    text = "version: 1\ntarget:\nsites: A\ncolumns: {x: {missing: , low: , units_at: }}"
+    assert Contract.from_text(text) == Contract({"x": Column()}, sites=["A"])
+
+
 def test_a_contract_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "contract.yaml"
     path.write_text(TEXT)
@@ -122,6 +127,8 @@ COLUMNS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "category", "levels": ["a", "b"], "low": 1}, r"neither unit nor range.*\['low'\]"),
     ({"missing": [False]}, r"codes and levels must be text or numbers, got False.*quotes"),
     ({"missing_at": {"Z": [0]}}, r"the contract's sites \['A', 'B'\], and \['Z'\] are not"),
+    ({"unit": 1}, r"a unit or analyte must be text, got 1\. Put quotes"),
+    ({"units_at": ["mg/dL"]}, r"units_at must say what holds at which site, got \['mg/dL'\]"),
     ({"units_at": {False: "g"}, "unit": "g"}, r"must be text, and False .* is bool.*quotes"),
 ]
 
@@ -133,6 +140,11 @@ def test_what_contradicts_itself_is_refused(rule: dict[str, Any], message: str) 
 
 
 WHOLE_REFUSED: list[tuple[str, str]] = [
+    ("columns: [x]", r"columns must be names and what they are, got list"),
+    (
+        "columns: {x=1: {}, x: {kind: category, levels: [1, 2]}}",
+        r"different names, and \['x=1'\] come up twice",
+    ),
     ("version: 2\ncolumns: {}", r"must be of version 1, .* is of version 2\. Use the medkit"),
     ("colums: {}", r"no key 'colums'\. Did you mean 'columns'"),
     ("columns: {x: {kid: number}}", r"column 'x' has no key 'kid'\. Did you mean 'kind'"),

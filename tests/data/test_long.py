@@ -97,6 +97,15 @@ def test_csv_gz_parquet_and_shards_give_the_same_bits(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(sharded[exact], want[exact], check_exact=True)
 
 
+def test_categories_that_do_not_occur_make_no_columns_and_no_rows(tmp_path: Path) -> None:
+    frame = events(300).astype({"code": "category"})
+    few = frame[frame["code"] != "Urine"]
+    got = wide_from_long(write(tmp_path / "e.parquet", few), time_limit=24, batch_rows=10)
+    pd.testing.assert_frame_equal(
+        got, reference(few.astype({"code": str}), 24), check_names=False, rtol=1e-12
+    )
+
+
 def test_at_the_same_time_the_order_of_the_file_decides(tmp_path: Path) -> None:
     frame = pd.DataFrame(
         {"subject_id": 1, "time": [2.0, 2.0, 1.0, 1.0], "code": "x", "numeric_value": [1, 2, 3, 4]}
@@ -124,6 +133,7 @@ def test_the_limit_is_included_and_counts_from_the_first_event(tmp_path: Path) -
         assert got.loc[1, "MEDS_BIRTH_count"] == 0
         assert got.attrs["events"]["after the limit"] == 1
         assert got.attrs["events"]["before the start"] == 1
+        assert got.attrs["events"]["without a time"] == 1
 
 
 def test_a_stay_can_start_at_a_code(tmp_path: Path) -> None:

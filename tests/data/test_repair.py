@@ -115,6 +115,25 @@ def test_a_site_the_contract_does_not_know_is_listed() -> None:
     ]
 
 
+def test_rows_that_do_not_say_whose_they_are_are_refused_where_sites_differ() -> None:
+    with pytest.raises(ValueError, match=r"of \['creatinine'\] differ between sites.*pass site="):
+        CONTRACT.apply(table().drop(columns="site"), new=True)
+
+
+def test_true_and_false_are_1_and_0() -> None:
+    frame = pd.DataFrame({"x": [True, False], "y": pd.array([True, None], "boolean")})
+    contract = Contract({"x": Column("binary"), "y": Column()})
+    got, broken = contract.apply(frame)
+    np.testing.assert_array_equal(got, [[1, 1], [0, np.nan]])
+    assert broken == []
+
+
+def test_a_duration_is_no_number() -> None:
+    frame = pd.DataFrame({"x": pd.to_timedelta(["1h", "2h"])})
+    _, broken = Contract({"x": Column()}).apply(frame)
+    assert [(b.what.split(":")[0], b.count) for b in broken] == [("not a number", 2)]
+
+
 def test_ids_of_sites_are_read_as_text() -> None:
     contract = Contract({"x": Column(missing_at={"2": [0]})}, site="site")
     got, _ = contract.apply(pd.DataFrame({"site": [1, 2], "x": [0, 0]}))
