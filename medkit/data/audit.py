@@ -32,6 +32,7 @@ _ROLE_NAMES = {
 _ID_WORDS = {"id", "mrn", "uid", "uuid", "guid", "recordid", "patientid", "accession", "ssn"}
 _MANY_LEVELS = 20
 _FEW_LEVELS = 10
+_ENOUGH_FOR_IDS = 50  # rows; fewer may all differ by chance
 
 
 def audit_csv(
@@ -165,8 +166,8 @@ def _column(
     others = sorted(set(tokens) - set(coded))
     if not filled.any():
         return Column("text"), ["empty in every row: not a feature"]
-    whole = bool((values[~np.isnan(values)] % 1 == 0).all())
-    every = cells[filled].nunique() == filled.sum() >= 50 and (bool(others) or whole)
+    every = cells[filled].nunique() == filled.sum() >= _ENOUGH_FOR_IDS
+    every = every and (bool(others) or _runs_on(values[filled]))
     words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     if every or set(words) & _ID_WORDS:
         why = "another value in each row" if every else "its name"
@@ -181,6 +182,15 @@ def _column(
         column, said, known = _numbers(name, values, sites, coded)
     column, late = _after(column, name, known, y)
     return column, [*remarks, *said, *late]
+
+
+def _runs_on(values: Floats) -> bool:
+    """Say whether different numbers look counted out rather than measured."""
+    if not (values % 1 == 0).all():
+        return False
+    step = np.diff(values)
+    ordered = bool((step > 0).all() or (step < 0).all())
+    return ordered or float(np.ptp(values)) < 100 * len(values)
 
 
 def _numbers(

@@ -174,6 +174,7 @@ def test_ids_are_no_features() -> None:
     assert proposed(np.arange(60) + 5000, "sample")[0].kind == "text"
     assert proposed([1, 1, 2, 2] * 20, "hadm_id")[0].kind == "text"
     assert proposed(noise().normal(size=60), "sample")[0].kind == "number"
+    assert proposed(noise().integers(0, 10**9, 60), "energy")[0].kind == "number"
 
 
 def test_a_date_that_only_the_dead_have_is_after_the_outcome() -> None:
