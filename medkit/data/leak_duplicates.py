@@ -12,9 +12,9 @@ from math import log2
 import numpy as np
 from numpy.typing import NDArray
 
-from medkit.data.leak_findings import ALPHA, Finding, more_than_chance
+from medkit.data.leak_findings import ALPHA, Finding
 from medkit.data.leak_near import near_duplicates
-from medkit.data.leak_surprise import MARGIN, Surprise, cross_pairs, part_codes, row_hashes
+from medkit.data.leak_surprise import Surprise, cross_pairs, part_codes, row_hashes
 from medkit.data.splits import Split
 from medkit.data.tables import Table
 
@@ -68,14 +68,14 @@ def _exact(
     pairs = np.stack([rows[starts[across]], rows[ends[across]]], axis=1)
     if len(pairs) == 0:
         return [], pairs
-    bits = surprise.bits(pairs[:, 0], 0.0).sum(axis=1)
-    sure, p = more_than_chance(bits.tolist(), cross_pairs(part), margin=MARGIN)
+    copies, p = surprise.copies(pairs, cross_pairs(part))
+    sure = len(copies)
     held = int((np.isin(group, group[pairs[:, 0]]) & (part > 0)).sum())
-    pairs = pairs[np.argsort(-bits, kind="stable")]
+    shown = copies if sure else pairs
     equal = int((table.y[pairs[:, 0]] == table.y[pairs[:, 1]]).sum())
     evidence = {"records": len(pairs), "beyond_chance": sure, "held_out_rows": held}
-    evidence |= {"same_label": equal, "p": p, "rows": (pairs[0] + 1).tolist()}
-    where = f"(such as rows {pairs[0, 0] + 1} and {pairs[0, 1] + 1} below the header)"
+    evidence |= {"same_label": equal, "p": p, "rows": (shown[0] + 1).tolist()}
+    where = f"(such as rows {shown[0, 0] + 1} and {shown[0, 1] + 1} below the header)"
     if sure == 0:
         return [
             Finding(
@@ -86,7 +86,7 @@ def _exact(
                 evidence,
                 "Look at them; nothing need be done if they are different patients.",
             )
-        ], pairs[:0]
+        ], copies
     finding = Finding(
         "leak",
         "exact duplicates",
@@ -95,7 +95,7 @@ def _exact(
         evidence,
         "Remove the copies, or give all copies of a record one patient id, before the split.",
     )
-    return [finding], pairs[:sure]
+    return [finding], copies
 
 
 def _oversampled(
@@ -103,13 +103,15 @@ def _oversampled(
 ) -> list[Finding]:
     """Copies that are nearly all of one class were made to balance the classes."""
     n = len(group)
-    _, first = np.unique(group, return_index=True)
-    repeated = first[(counts > 1)]
-    if len(repeated) == 0:
+    order = np.argsort(group, kind="stable")
+    first = order[np.cumsum(counts) - counts]
+    second = order[np.minimum(np.cumsum(counts) - counts + 1, n - 1)]
+    repeated = counts > 1
+    if not repeated.any():
         return []
-    bits = surprise.bits(repeated, 0.0).sum(axis=1)
-    sure, _ = more_than_chance(bits.tolist(), n * (n - 1) // 2, margin=MARGIN)
-    repeated = repeated[np.argsort(-bits, kind="stable")][:sure]
+    pairs = np.stack([first[repeated], second[repeated]], axis=1)
+    pairs, _ = surprise.copies(pairs, n * (n - 1) // 2)
+    repeated = pairs[:, 0]
     ones = int(table.y[repeated].sum())
     distinct = table.y[first]
     share = float(distinct.mean())

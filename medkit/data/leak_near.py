@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medkit import keyed
-from medkit.data.leak_findings import Finding, more_than_chance
-from medkit.data.leak_surprise import MARGIN, Surprise, cross_pairs
+from medkit.data.leak_findings import Finding
+from medkit.data.leak_surprise import FEWEST, Surprise, cross_pairs
 from medkit.data.tables import Table
 
 Rows = NDArray[np.int64]
@@ -21,9 +21,6 @@ Floats = NDArray[np.float64]
 BLOCKS = 10  # a copy with 3 of 20 columns changed is missed by one block in two
 NEIGHBOURS = 3  # compared after each row within a cell
 CELL = 0.25  # width of the grid [scale of the column]
-TOLERANCES = (0.02, 0.05, 0.1)  # largest difference that counts as agreement [scale of the column]
-FEWEST = 6  # columns measured in both rows, below which near copies can't be told
-_AGREE = 0.6  # share of those columns that must agree before the bits are counted
 _CHUNK = 50_000  # pairs compared at a time
 
 
@@ -57,20 +54,19 @@ def near_duplicates(
         other &= (patients[left] != patients[right]) & (hashes[left] != hashes[right])
         candidates.append(pairs[other])
     pairs = np.unique(np.concatenate(candidates), axis=0)
-    bits = np.concatenate([np.empty(0)] + [_bits(surprise, c) for c in _chunks(pairs)])
-    pairs, bits = _one_each(pairs[bits > 0], bits[bits > 0])
-    sure, p = more_than_chance(bits.tolist(), cross_pairs(part), margin=MARGIN)
-    if sure == 0:
+    bits = np.concatenate([np.empty(0)] + [surprise.agreement(c) for c in _chunks(pairs)])
+    pairs = _one_each(pairs[bits > 0], bits[bits > 0])
+    pairs, p = surprise.copies(pairs, cross_pairs(part))
+    if len(pairs) == 0:
         return [], none
-    pairs = pairs[:sure]
     one, other_row = (pairs[0] + 1).tolist()
     equal = int((table.y[pairs[:, 0]] == table.y[pairs[:, 1]]).sum())
     finding = Finding(
         "leak",
         "near duplicates",
-        f"at least {sure} records stand in two parts under different ids with nearly the same "
-        f"values (such as rows {one} and {other_row} below the header; p = {p:.1g}).",
-        {"records": sure, "same_label": equal, "p": p, "rows": [one, other_row]},
+        f"at least {len(pairs)} records stand in two parts under different ids with nearly the "
+        f"same values (such as rows {one} and {other_row} below the header; p = {p:.1g}).",
+        {"records": len(pairs), "same_label": equal, "p": p, "rows": [one, other_row]},
         "Find out whether an export was joined in twice, or rows were jittered or augmented before "
         "the split; give copies one patient id, or remove them.",
     )
@@ -109,40 +105,7 @@ def _chunks(pairs: Rows) -> list[Rows]:
     return [pairs[at : at + _CHUNK] for at in range(0, len(pairs), _CHUNK)]
 
 
-def _bits(surprise: Surprise, pairs: Rows) -> Floats:
-    """Return how surprising the agreement of each pair is; 0 where too little agrees.
-
-    The bits of the columns that agree, less log2 of the ways to choose which ones may differ, of
-    the tolerances tried and of the numbers of columns: the chance of such a pair is then at most
-    2^-bits for independent columns.
-    """
-    left, right = (
-        surprise.values[rows][:, surprise.columns].astype(np.float64) / surprise.scale
-        for rows in pairs.T
-    )
-    apart = np.abs(left - right)  # NaN where one of the two is missing
-    measured = (~np.isnan(apart)).sum(axis=1)
-    best = np.zeros(len(pairs))
-    for tolerance in TOLERANCES:
-        agree = apart <= tolerance * (1 + 1e-6)
-        count = agree.sum(axis=1)
-        rows = np.flatnonzero((measured >= FEWEST) & (count >= _AGREE * measured))
-        if len(rows) == 0:
-            continue
-        worth = surprise.bits(pairs[rows, 0], tolerance)
-        bits = np.where(agree[rows], worth, 0).sum(axis=1)
-        bits -= _log2_choose(measured[rows], count[rows])
-        bits -= np.log2(measured[rows] + 1) + np.log2(len(TOLERANCES))
-        best[rows] = np.maximum(best[rows], bits)
-    return best
-
-
-def _log2_choose(n: Rows, k: Rows) -> Floats:
-    log2_factorial = np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, n.max() + 1)))])
-    return np.asarray(log2_factorial[n] - log2_factorial[k] - log2_factorial[n - k])
-
-
-def _one_each(pairs: Rows, bits: Floats) -> tuple[Rows, Floats]:
+def _one_each(pairs: Rows, bits: Floats) -> Rows:
     """Keep the most surprising pairs so that no row is in two of them."""
     used: set[int] = set()
     kept = []
@@ -151,4 +114,4 @@ def _one_each(pairs: Rows, bits: Floats) -> tuple[Rows, Floats]:
         if left not in used and right not in used:
             used |= {left, right}
             kept.append(index)
-    return pairs[kept], bits[kept]
+    return pairs[kept]

@@ -60,6 +60,20 @@ def test_columns_that_repeat_others_do_not_make_a_coincidence_a_copy() -> None:
     assert alarms(audit(table, split_of(table), None)) == []
 
 
+def test_a_questionnaire_whose_items_all_go_one_way_holds_no_copies() -> None:
+    noise = numbers(2000, 26).values
+    items = (5 + 2 * (noise[:, :1] + 0.1 * noise[:, 1:])).round()
+    table = replace(numbers(2000, 25), values=items)
+    assert alarms(audit(table, split_of(table), None)) == []
+
+
+def test_groups_of_patients_that_are_much_alike_are_no_copies() -> None:
+    noise = numbers(2000, 25).values
+    centers = 3 * numbers(40, 25, seed=1).values
+    table = replace(numbers(2000, 25), values=centers[np.arange(2000) % 40] + 0.15 * noise)
+    assert alarms(audit(table, split_of(table), None)) == []
+
+
 def test_copies_are_found_where_all_columns_hang_together() -> None:
     table = numbers(1000, 12)
     values = 3 * table.values[:, :1] + table.values  # each explains 90 % of the others
