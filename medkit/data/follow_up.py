@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from medkit.data.tables import Table, TableSpec, read_table
 
 Floats = NDArray[np.float64]
+_EXACT = 2**24  # tables are float32
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def read_follow_up(
     at = {name: table.values[:, table.features.index(name)].astype(np.float64) for name in clocks}
     until = at[time]
     _require_known(at, table.y)
+    _require_exact(at)
     if start is not None:
         backwards = until < at[start]
         if backwards.any():
@@ -132,6 +134,17 @@ def _require_known(at: dict[str, Floats], event: ArrayLike) -> None:
                 f"each patient must have a time in {name!r}, also who had no event (the last "
                 f"look); it is missing in {_rows(unknown)}, {with_event} of them with an event. "
                 "Fill in the date, or leave those rows out and say so."
+            )
+
+
+def _require_exact(at: dict[str, Floats]) -> None:
+    for name, times in at.items():
+        large = np.abs(times) > _EXACT
+        if large.any():
+            raise ValueError(
+                f"times must be at most {_EXACT:,} either way, up to which each whole number is "
+                f"kept exactly; {name!r} reaches {np.abs(times).max():.4g} in {_rows(large)}. Count "
+                "days rather than seconds, from a date near the study's."
             )
 
 

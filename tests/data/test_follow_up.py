@@ -62,8 +62,9 @@ def test_new_patients_need_no_times() -> None:
             r"one row a patient; 1 have more, in 2 rows .*row 2",
         ),
         ({"days": [110.0, 40.0, np.inf, 300.0]}, r"'days' must hold finite numbers.*row 3"),
+        ({"days": [1.7e9, 40.0, 12.0, 300.0]}, r"at most 16,777,216.*reaches 1.7e\+09 in 1 row"),
     ],
-    ids=["no time", "negative", "no event", "third event", "two rows", "infinite"],
+    ids=["no time", "negative", "no event", "third event", "two rows", "infinite", "seconds"],
 )
 def test_bad_follow_up_is_refused_and_the_rows_are_named(
     changes: dict[str, Any], message: str
