@@ -143,8 +143,8 @@ def _require_exact(at: dict[str, Floats]) -> None:
         if large.any():
             raise ValueError(
                 f"times must be at most {_EXACT:,} either way, up to which each whole number is "
-                f"kept exactly; {name!r} reaches {np.abs(times).max():.4g} in {_rows(large)}. Count "
-                "days rather than seconds, from a date near the study's."
+                f"kept exactly; {name!r} reaches {np.abs(times).max():.4g} in {_rows(large)}. "
+                "Count days rather than seconds, from a date near the study's."
             )
 
 
