@@ -199,11 +199,24 @@ def test_fahrenheit_at_one_site_is_found() -> None:
     assert (rule.unit, rule.units_at) == ("degC", {"B": "degF"})
 
 
-def test_a_sicker_hospital_has_no_other_unit() -> None:
-    rng = noise()
-    values = np.append(rng.lognormal(0, 0.4, 200), rng.lognormal(0.6, 0.4, 200))
-    rule, _ = proposed(values, "creatinine", site=["A"] * 200 + ["B"] * 200)
-    assert (rule.unit, rule.units_at) == ("mg/dL", {})
+@pytest.mark.parametrize(
+    ("column", "unit", "medians"),
+    [("creatinine", "mg/dL", (1.0, 1.8)), ("urea", "mg/dL", (42, 15)), ("hb", "g/dL", (12.1, 8))],
+)
+def test_a_hospital_of_sicker_patients_has_no_other_unit(
+    column: str, unit: str, medians: tuple[float, float]
+) -> None:
+    spread = np.exp(noise().normal(0, 0.2, 200))
+    values = np.append(medians[0] * spread, medians[1] * spread)
+    rule, _ = proposed(values, column, site=["A"] * 200 + ["B"] * 200)
+    assert (rule.unit, rule.units_at) == (unit, {})
+
+
+def test_a_difference_that_may_be_a_unit_is_said() -> None:
+    spread = np.exp(noise().normal(0, 0.2, 200))
+    values = np.append(12.1 * spread, 7.5 * spread)
+    _, said = proposed(values, "hb", site=["A"] * 200 + ["B"] * 200)
+    assert "from g/dL to mmol/L the factor is 0.621: too near to tell, look it up" in said
 
 
 def test_unknown_columns_whose_medians_are_far_apart_are_remarked() -> None:

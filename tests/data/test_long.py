@@ -136,6 +136,14 @@ def test_the_limit_is_included_and_counts_from_the_first_event(tmp_path: Path) -
         assert got.attrs["events"]["without a time"] == 1
 
 
+def test_a_stay_starts_at_its_earliest_event_wherever_that_stands(tmp_path: Path) -> None:
+    day = pd.Timestamp("2026-01-01")
+    times = [day + pd.Timedelta(hours=hours) for hours in (30, 0, 20)]
+    frame = pd.DataFrame({"subject_id": 1, "time": times, "code": "x", "numeric_value": [1, 2, 3]})
+    got = wide_from_long(write(tmp_path / "e.parquet", frame), time_limit=24, batch_rows=1)
+    assert got.loc[1, ["x_first", "x_last", "x_count"]].tolist() == [2, 3, 2]
+
+
 def test_a_stay_can_start_at_a_code(tmp_path: Path) -> None:
     day = pd.Timestamp("2026-01-01")
     frame = pd.DataFrame(

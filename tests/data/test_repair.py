@@ -134,6 +134,15 @@ def test_a_duration_is_no_number() -> None:
     assert [(b.what.split(":")[0], b.count) for b in broken] == [("not a number", 2)]
 
 
+def test_words_for_missing_are_codes_and_no_breach() -> None:
+    frame = pd.DataFrame({"x": ["?", "1", " ? ", "", "two"]})
+    _, broken = Contract({"x": Column(missing=["?"])}).apply(frame)
+    assert [(b.what, b.count, b.rows) for b in broken] == [
+        ("coded as missing (?)", 2, (0, 2)),
+        ("not a number: 'two'", 1, (4,)),
+    ]
+
+
 def test_ids_of_sites_are_read_as_text() -> None:
     contract = Contract({"x": Column(missing_at={"2": [0]})}, site="site")
     got, _ = contract.apply(pd.DataFrame({"site": [1, 2], "x": [0, 0]}))
