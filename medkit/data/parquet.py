@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from medkit.data.table_files import load_table
 
 
 class ParquetColumns:
@@ -20,7 +23,13 @@ class ParquetColumns:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = pq.ParquetFile(path)
+        try:
+            self._file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{path} must be a Parquet file, and it can't be read as one: {error} Was the copy "
+                "cut off? Write or fetch it again; a CSV file must be named .csv."
+            ) from error
         schema = self._file.schema_arrow
         stored = (schema.pandas_metadata or {}).get("index_columns", [])
         index = [name for name in stored if isinstance(name, str)]
@@ -35,7 +44,16 @@ class ParquetColumns:
 
     def __getitem__(self, name: str) -> pd.Series:
         table = self._file.read([name], use_threads=False)
+        # by name: next to a column "lab", one named "lab.first" comes along
         column: pd.Series = table.select([name]).to_pandas()[name].reset_index(drop=True)
         del table
         pa.default_memory_pool().release_unused()
         return column
+
+
+def open_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame | ParquetColumns:
+    """Return the columns of a Parquet file unread; any other table as ``load_table`` reads it."""
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in {".parquet", ".pq"}:
+        return ParquetColumns(path)
+    return load_table(path, texts)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from medkit.data.parquet import ParquetColumns
+from medkit.data.parquet import ParquetColumns, open_table
+from medkit.data.tables import TableSpec, read_table
 
 
 def frame() -> pd.DataFrame:
@@ -58,3 +59,30 @@ def test_a_name_that_stands_there_twice_is_seen_twice(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     pq.write_table(table, tmp_path / "t.parquet")
     assert ParquetColumns(tmp_path / "t.parquet").columns == ["a", "a"]
+
+
+def test_what_is_no_parquet_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"t\.parquet must be a Parquet file.*must be named \.csv"):
+        open_table(path)
+
+
+def test_other_tables_are_opened_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,b\n007,2\n")
+    table = open_table(tmp_path / "t.csv", ["id"])
+    assert isinstance(table, pd.DataFrame)
+    assert table["id"].tolist() == ["007"]
+    with pytest.raises(FileNotFoundError, match="must be a CSV or Parquet file"):
+        open_table(tmp_path / "none.parquet")
+
+
+def test_a_table_is_the_same_from_a_file_and_from_memory(tmp_path: Path) -> None:
+    table = frame().drop(columns="seen").assign(died=[0, 1, 0], flag=[True, False, True])
+    table.to_parquet(tmp_path / "t.parquet")
+    spec = TableSpec("died", site="site", missing_codes={"count": [2]})
+    one, other = read_table(tmp_path / "t.parquet", spec), read_table(table, spec)
+    assert one.features == other.features == ("lab", "lab.first", "count", "flag")
+    np.testing.assert_array_equal(one.values, other.values)
+    for name in ("y", "patient", "site"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
