@@ -8,7 +8,17 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 
-from medkit.metrics.discrimination import auprc, auroc, delong, prevalence, roc_curve, wilson
+from medkit.metrics.discrimination import (
+    auprc,
+    auroc,
+    bootstrap_counts,
+    delong,
+    prevalence,
+    roc_curve,
+    wilson,
+)
+from medkit.metrics.ranking import Ranking
+from medkit.record.results import Metric
 
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -87,32 +97,92 @@ def test_auprc_equals_scikit_learns_average_precision(tied: Pair) -> None:
 
 
 def test_each_resample_of_auprc_equals_scikit_learns_on_the_drawn_rows(tied: Pair) -> None:
-    from medkit.metrics.discrimination import _average_precision, bootstrap_counts
-
     y, score = tied
-    order = np.argsort(-score, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    for counts in bootstrap_counts(y, seed=1, draws=5):
+    weights = np.stack(list(bootstrap_counts(y, seed=1, draws=5)))
+    got = Ranking(y, score).average_precision(weights)
+    for value, counts in zip(got, weights, strict=True):
         rows = np.repeat(np.arange(len(y)), counts)
         want = sklearn_metrics.average_precision_score(y[rows], score[rows])
-        got = _average_precision(y[order], counts[order], ends)
-        assert got == pytest.approx(want, abs=1e-12)
+        assert value == pytest.approx(want, abs=1e-12)
+
+
+def test_each_resample_of_auroc_equals_scikit_learns_on_the_drawn_rows(tied: Pair) -> None:
+    y, score = tied
+    weights = np.stack(list(bootstrap_counts(y, seed=1, draws=5)))
+    got = Ranking(y, score).auroc(weights)
+    for value, counts in zip(got, weights, strict=True):
+        rows = np.repeat(np.arange(len(y)), counts)
+        want = sklearn_metrics.roc_auc_score(y[rows], score[rows])
+        assert value == pytest.approx(want, abs=1e-12)
+
+
+def test_the_parts_of_average_precision_are_its_derivatives_by_weight(tied: Pair) -> None:
+    value, parts = Ranking(*tied).average_precision_parts()
+    assert value == pytest.approx(sklearn_metrics.average_precision_score(*tied), abs=1e-12)
+    heavier = np.ones((120, 120)) + 1e-6 * np.eye(120)
+    want = (Ranking(*tied).average_precision(heavier) - value) / 1e-6
+    np.testing.assert_allclose(parts, want, atol=1e-6)
+    assert abs(parts.sum()) < 1e-12
+
+
+def test_linearised_auprc_interval_is_close_to_the_bootstraps(tied: Pair) -> None:
+    y, score = np.tile(tied[0], 10), np.tile(tied[1], 10) + np.arange(1200) % 7 / 50
+    linear, drawn = auprc(y, score), auprc(y, score, interval="bootstrap", draws=2000)
+    assert (linear.low, linear.high) == pytest.approx((drawn.low, drawn.high), abs=0.006)
 
 
 def test_auprc_interval_depends_on_the_seed_and_not_on_the_global_generator(tied: Pair) -> None:
     np.random.seed(1)  # noqa: NPY002 - the global generator is what must not matter
-    first = auprc(*tied, seed=0, draws=200)
+    first = auprc(*tied, seed=0, draws=200, interval="bootstrap")
     np.random.seed(2)  # noqa: NPY002
-    assert auprc(*tied, seed=0, draws=200) == first
-    assert auprc(*tied, seed=1, draws=200) != first
+    assert auprc(*tied, seed=0, draws=200, interval="bootstrap") == first
+    assert auprc(*tied, seed=1, draws=200, interval="bootstrap") != first
 
 
-def test_auprc_interval_is_wider_when_patients_have_copies_of_their_row(tied: Pair) -> None:
+@pytest.mark.parametrize("interval", ["logit", "bootstrap"])
+@pytest.mark.parametrize("metric", [auroc, auprc])
+def test_copies_of_rows_tell_nothing_once_patients_are_given(
+    tied: Pair, metric: Callable[..., Metric], interval: str
+) -> None:
     y, score = np.repeat(tied[0], 4), np.repeat(tied[1], 4)
-    naive = auprc(y, score, draws=300)
-    grouped = auprc(y, score, draws=300, groups=np.repeat(np.arange(120), 4))
-    width = [m.high - m.low for m in (naive, grouped)]  # type: ignore[operator]
-    assert width[1] > 1.5 * width[0]
+    once = metric(*tied, interval=interval)
+    naive = metric(y, score, interval=interval)
+    grouped = metric(y, score, interval=interval, groups=np.repeat(np.arange(120), 4))
+    width = [m.high - m.low for m in (once, naive, grouped)]  # type: ignore[operator]
+    assert width[2] == pytest.approx(width[0], rel=0.15)
+    assert width[1] < 0.65 * width[0]
+
+
+def test_with_one_row_each_obuchowskis_variance_is_delongs(tied: Pair) -> None:
+    assert auroc(*tied, groups=np.arange(120)).low == pytest.approx(auroc(*tied).low, abs=1e-12)
+
+
+def test_obuchowskis_variance_is_close_to_the_bootstrap_over_patients() -> None:
+    draw = np.random.default_rng(0)
+    patient = draw.integers(150, size=600)
+    y = (draw.random(600) < 0.3).astype(float)  # both classes within a patient
+    score = y + draw.normal(size=150)[patient] + draw.normal(size=600)
+    exact = auroc(y, score, groups=patient)
+    drawn = auroc(y, score, groups=patient, interval="bootstrap", draws=2000)
+    assert (exact.low, exact.high) == pytest.approx((drawn.low, drawn.high), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "b"], r"one id for each of the 3 rows; got shape \(2,\).*Cut it"),
+        (["a", None, "b"], r"groups must name every row; 1 of 3 are missing, the first at row 1"),
+        ([1.0, 2.0, float("nan")], r"1 of 3 are missing, the first at row 2.*id of its own"),
+    ],
+)
+def test_a_row_without_its_patient_is_refused(groups: list[object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        auroc([0, 1, 1], [0.1, 0.2, 0.3], groups=groups)
+
+
+def test_a_level_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"level must be between 0 and 1, got 95.*0\.95 means"):
+        auroc([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], level=95)
 
 
 @pytest.mark.parametrize("n", [3, 7, 55, 1000])
@@ -155,5 +225,5 @@ def test_vectors_of_different_length_are_refused() -> None:
 
 
 def test_an_unknown_interval_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one of \['logit', 'plain'\], got 'exact'"):
+    with pytest.raises(ValueError, match=r"one of \['logit', 'plain', 'bootstrap'\], got 'exact'"):
         auroc([0, 1], [0.1, 0.2], interval="exact")
