@@ -65,7 +65,7 @@ class _Stored:
 
 
 def audit_run(run_dir: str | Path, *, csv_path: str | Path | None = None) -> RunAudit:
-    """Audit a run by its checkpoints and predictions; nothing is written.
+    """Audit a run by its checkpoints and predictions; its folder stays as it is.
 
     Args:
         run_dir: The run folder.
