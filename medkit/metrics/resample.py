@@ -102,7 +102,8 @@ def interval(
     samples = bootstrap(statistic, n, groups=groups, strata=strata, seed=seed, draws=draws)
     if kind == "logit" and 0 < value < 1:
         spread = z * float(logit(np.clip(samples, 0.5 / n, 1 - 0.5 / n)).std(ddof=1))
-        return value, *(float(expit(logit(value) + side * spread)) for side in (-1, 1))
+        center = float(logit(value))
+        return value, float(expit(center - spread)), float(expit(center + spread))
     at = np.array([tail, 1 - tail])
     if kind == "bca":
         normal = NormalDist()

@@ -70,8 +70,10 @@ def test_logit_limits_rest_on_the_spread_of_the_resamples() -> None:
     log_odds = np.log([low / (1 - low), high / (1 - high)])
     assert value == 0.25
     assert log_odds.mean() == pytest.approx(np.log(1 / 3))
-    # binomial: sd of a share of 1/4 of 80, on the log-odds scale
-    assert np.ptp(log_odds) == pytest.approx(2 * 1.96 / np.sqrt(80 * 0.25 * 0.75), rel=0.02)
+    hits = np.arange(1, 80)  # the resamples' hits are binomial
+    share_of = stats.binom.pmf(hits, 80, 0.25)
+    spread = np.sqrt(np.cov(np.log(hits / (80 - hits)), aweights=share_of, ddof=0))
+    assert np.ptp(log_odds) == pytest.approx(2 * 1.96 * spread, rel=0.03)
 
 
 def test_a_resample_without_a_value_is_drawn_again() -> None:
