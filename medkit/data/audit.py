@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medkit.data import suspicion, units
 from medkit.data.cells import Code, cell_key, parse, plain
 from medkit.data.contract import Column, Contract
-from medkit.data.repair import Sites, sites_of
+from medkit.data.site_rows import Sites, sites_of
 from medkit.data.table_files import load_table
 from medkit.record.files import sha256_file, write_text
 
@@ -148,6 +148,7 @@ def _outcome(frame: pd.DataFrame, target: str | None, head: list[str]) -> Floats
     y, _ = parse(frame[target])
     there = set(np.unique(y[~np.isnan(y)]).tolist())
     if not there:
+        head.append(f"target: {target} holds no number; it must be 0 or 1 in each row.")
         return None
     if not there <= {0.0, 1.0}:
         said = ", ".join(f"{value:g}" for value in sorted(there)[:6])

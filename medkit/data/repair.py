@@ -6,9 +6,7 @@ one column more.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,24 +14,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medkit.data import units
+from medkit.data.agreement import require_agreement, require_columns, require_site
 from medkit.data.breaches import FIRST_ROWS, Broken
-from medkit.data.cells import cell_key, numbers_of, parse, plain, quoted, rows_of
+from medkit.data.cells import cell_key, numbers_of, parse, plain, quoted
+from medkit.data.site_rows import Sites, sites_of
 
 if TYPE_CHECKING:
     from medkit.data.contract import Column, Contract
-
-_ENOUGH = 10  # cells; fewer say nothing about a whole site
-
-
-@dataclass(frozen=True)
-class Sites:
-    """The rows of each site; one unnamed site where nobody said."""
-
-    names: tuple[str, ...]
-    rows: tuple[NDArray[np.int64] | slice, ...]
-
-    def __iter__(self) -> Iterator[tuple[str, NDArray[np.int64] | slice]]:
-        return iter(zip(self.names, self.rows, strict=True))
 
 
 def apply(
@@ -52,8 +39,8 @@ def unused(
     contract: Contract, frame: pd.DataFrame, site: str | None = None, *, new: bool = False
 ) -> Iterator[Broken]:
     """Check the table's columns and yield those that become no feature, and unknown sites."""
-    _require_columns(contract, frame, new=new)
-    _require_site(contract, frame, site)
+    require_columns(contract, frame, new=new)
+    require_site(contract, frame, site)
     everything = tuple(range(min(FIRST_ROWS, len(frame))))
     for name in map(str, frame.columns):
         rule = contract.columns.get(name)
@@ -79,10 +66,32 @@ def unused(
             )
 
 
+def outside(contract: Contract, frame: pd.DataFrame, site: str | None = None) -> NDArray[np.bool_]:
+    """Return ``(N,)`` True for rows with a cell that breaks the contract, or of an unknown site.
+
+    What the contract announces itself (codes, other units) is no breach.
+    """
+    require_columns(contract, frame, new=True)
+    require_site(contract, frame, site)
+    rows_outside = np.zeros(len(frame), np.bool_)
+    for _ in repaired(contract, frame, site, new=True, rows_outside=rows_outside):
+        pass  # each column marks its rows
+    for name, rows in sites_of(frame, contract.site, site):
+        rows_outside[rows] |= bool(contract.sites and name) and name not in contract.sites
+    return rows_outside
+
+
 def repaired(
-    contract: Contract, frame: pd.DataFrame, site: str | None = None, *, new: bool = False
+    contract: Contract,
+    frame: pd.DataFrame,
+    site: str | None = None,
+    *,
+    new: bool = False,
+    rows_outside: NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[dict[str, NDArray[np.float64]], list[Broken]]]:
     """Yield column by column its features, name -> ``(N,)`` float64, and what was done.
+
+    ``rows_outside`` ``(N,)`` becomes True where a cell breaks the contract.
 
     Raises:
         ValueError: Where most cells of a column at a site break the contract.
@@ -91,24 +100,32 @@ def repaired(
     for name, rule in contract.columns.items():
         if not rule.is_feature:
             continue
-        todo = _Cells(contract, name, rule, sites)
+        todo = Cells(contract, name, rule, sites, rows_outside)
         if rule.kind == "number":
             values = {name: todo.numbers(frame[name])}
         else:
             values = todo.levels(frame[name])
         if not new:
-            _require_agreement(contract, todo)
+            require_agreement(contract, todo)
         yield values, todo.broken
 
 
-class _Cells:
+class Cells:
     """The cells of one column on their way; keeps count."""
 
-    def __init__(self, contract: Contract, name: str, rule: Column, sites: Sites) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        name: str,
+        rule: Column,
+        sites: Sites,
+        rows_outside: NDArray[np.bool_] | None,
+    ) -> None:
         self.contract = contract
         self.name = name
         self.rule = rule
         self.sites = sites
+        self.rows_outside = rows_outside
         self.broken: list[Broken] = []
         self.filled: dict[str, int] = {}  # site -> cells that are neither blank nor coded
         self.median: dict[str, float] = {}  # site -> of the cells as written
@@ -194,6 +211,8 @@ class _Cells:
     ) -> None:
         if not mask.any():
             return
+        if self.rows_outside is not None and not expected:
+            self.rows_outside[rows] |= mask
         at = np.flatnonzero(mask)
         first = at[:FIRST_ROWS] if isinstance(rows, slice) else rows[at[:FIRST_ROWS]]
         self.broken.append(
@@ -203,91 +222,3 @@ class _Cells:
 
 def _not_a_number(words: pd.Series, rows: Any, strange: Any) -> str:
     return f"not a number: {quoted(words.iloc[rows][strange])}" if strange.any() else ""
-
-
-def sites_of(frame: pd.DataFrame, column: str | None, site: str | None = None) -> Sites:
-    """Return the rows of each site of a table; ``site``: all rows are of that one."""
-    if site is not None:
-        return Sites((site,), (slice(None),))
-    if column is None or column not in frame:
-        return Sites(("",), (slice(None),))
-    number, cells = pd.factorize(frame[column])  # few different ones: no text per row
-    names = [str(cell).strip() for cell in cells]
-    different = sorted({name for name in names if name})
-    at = np.array([*(different.index(n) if n else -1 for n in names), -1])
-    number = at[number]
-    if (number < 0).any():
-        raise ValueError(
-            f"the site column {column!r} must be filled in each row; it is empty in "
-            f"{rows_of(number < 0)}. Codes and units are the site's: fill it in, or leave those "
-            "rows out."
-        )
-    order = np.argsort(number, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(number, minlength=len(different)))[:-1])
-    return Sites(tuple(different), tuple(rows))
-
-
-def _require_columns(contract: Contract, frame: pd.DataFrame, *, new: bool) -> None:
-    found = [str(name) for name in frame.columns]
-    twice = sorted({name for name in found if found.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"a table must name each column once, and {twice} stand there more than once. "
-            "Rename or remove one of each: which of them the contract means can't be guessed."
-        )
-    if len(frame) == 0:
-        raise ValueError(
-            "a table must have at least one row below its column names, and it has none. "
-            "Was the export cut off, or its filter too narrow?"
-        )
-    needed = [name for name, rule in contract.columns.items() if rule.is_feature]
-    roles = contract.roles
-    needed += [] if new else list(roles.values())
-    missing = [name for name in needed if name not in found]
-    if missing:
-        close = difflib.get_close_matches(missing[0], found, n=1)
-        raise ValueError(
-            f"the table must have the contract's columns, and {missing} are not among {found}. "
-            + (f"Did you mean {close[0]!r}? " if close else "")
-            + "Rename them, or take them out of the contract."
-        )
-
-
-def _require_site(contract: Contract, frame: pd.DataFrame, site: str | None) -> None:
-    there = site is not None or (contract.site is not None and contract.site in frame)
-    own = [n for n, rule in contract.columns.items() if rule.units_at or rule.missing_at]
-    if own and not there:
-        raise ValueError(
-            f"units and codes of {own} differ between sites, so each row must say whose it is; "
-            f"the site column is {contract.site!r} and the table has none. Add the column, or pass "
-            "site= where all rows are of one."
-        )
-
-
-def _require_agreement(contract: Contract, cells: _Cells) -> None:
-    for site, filled in cells.filled.items():
-        found = [b for b in cells.broken if b.site == site and not b.expected]
-        count = sum(b.count for b in found)
-        if filled < _ENOUGH or count <= contract.tolerance * filled:
-            continue
-        worst = max(found, key=lambda b: b.count)
-        median = cells.median.get(site, np.nan)
-        at = f" at site {site!r}" if site else ""
-        raise ValueError(
-            f"the contract and the data contradict each other: {cells.name!r}{at} breaks it in "
-            f"{count} of {filled} cells ({worst.what}: {worst.count}, first in row "
-            f"{worst.rows[0] + 1} below the header"
-            + (f"; their median as written is {median:.4g}" if np.isfinite(median) else "")
-            + "). "
-            + _advice(cells.rule, worst, site)
-        )
-
-
-def _advice(rule: Column, worst: Broken, site: str) -> str:
-    if rule.kind != "number" or worst.what.startswith("not a number"):
-        return "Correct its kind, its levels or its codes for missing in the contract."
-    where = f"units_at: {{{site}: ...}}" if site else "unit"
-    return (
-        f"Is that in another unit ({where})? Else widen low and high; tolerance: 1 would let it "
-        "pass."
-    )

@@ -230,6 +230,11 @@ def test_an_empty_column_is_no_feature() -> None:
     assert proposed([None] * 30)[0].kind == "text"
 
 
+def test_a_target_of_words_is_remarked() -> None:
+    contract = propose(pd.DataFrame({"died": ["yes", "no"], "x": [1, 2]}))
+    assert "target: died holds no number; it must be 0 or 1 in each row." in contract.remarks[""]
+
+
 def test_blank_sites_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'site' must be filled in each row.*in 1 row "):
         propose(pd.DataFrame({"site": ["A", None], "x": [1, 2]}))

@@ -10,6 +10,7 @@ import pytest
 
 from medkit.data.breaches import Broken, broken_table, to_ledger
 from medkit.data.contract import Column, Contract
+from medkit.data.repair import outside
 from medkit.data.tables import TableSpec, read_table
 from medkit.record.ledger import Ledger
 
@@ -172,6 +173,15 @@ def test_the_table_of_breaches_has_a_row_per_entry() -> None:
     assert broken_table([]).empty
 
 
+def test_rows_outside_the_contract_are_marked() -> None:
+    frame = table()
+    assert outside(CONTRACT, frame).tolist() == [False, False, False, True, True, True]
+    assert outside(CONTRACT, frame.assign(site=list("ZCACAA"))).tolist()[0]
+    _, broken = CONTRACT.apply(frame)
+    marked = {row for b in broken if b.site and not b.expected for row in b.rows}
+    assert marked == set(np.flatnonzero(outside(CONTRACT, frame)))
+
+
 SPEC = TableSpec.of(CONTRACT)
 
 
@@ -294,6 +304,7 @@ _MEASURE = """
 import resource
 import numpy as np, pandas as pd
 from medkit.data.contract import Column, Contract
+from medkit.data.repair import outside
 from medkit.data.tables import TableSpec, read_table
 rng, rows = np.random.default_rng(0), 10_000_000
 site = pd.Categorical.from_codes(rng.integers(0, 3, rows).astype(np.int8), list("ABC"))
