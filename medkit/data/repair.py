@@ -131,6 +131,7 @@ class Cells:
         self.median: dict[str, float] = {}  # site -> of the cells as written
 
     def numbers(self, column: pd.Series) -> NDArray[np.float64]:
+        """Repair a column of numbers: ``(N,)`` in the contract's unit."""
         values, text = parse(column)
         values, text = values.copy(), text.copy()  # parse may return the frame's own
         words = plain(column) if text.any() else column
@@ -181,6 +182,7 @@ class Cells:
             here[outside] = limit if clip else np.nan
 
     def levels(self, column: pd.Series) -> dict[str, NDArray[np.float64]]:
+        """Repair a binary column, or turn a category into a 0/1 column per level."""
         rule = self.rule
         known = [cell_key(level) for level in rule.levels or (0, 1)]
         number, cells = pd.factorize(plain(column))  # -1 where missing
