@@ -46,7 +46,7 @@ def test_every_planted_code_and_unit_of_the_sample_hospitals_is_found() -> None:
     assert contract.sites == ("A", "B", "C")
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_other_patients_of_those_hospitals_give_the_same_codes_and_units(seed: int) -> None:
     drawn = make_hospitals(seed=seed).encounters_csv()
     check_against_truth(propose(pd.read_csv(StringIO(drawn), dtype={"patient_id": str})))

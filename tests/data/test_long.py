@@ -71,7 +71,7 @@ def test_the_aggregates_are_those_of_pandas(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000, 10**6])
 @pytest.mark.parametrize("name", ["e.csv", "e.parquet"])
 def test_the_size_of_batches_changes_no_bit(tmp_path: Path, name: str, batch_rows: int) -> None:
-    path = write(tmp_path / name, events(600))
+    path = write(tmp_path / name, events(250))
     one = wide_from_long(path, time_limit=24, batch_rows=100)
     other = wide_from_long(path, time_limit=24, batch_rows=batch_rows)
     pd.testing.assert_frame_equal(one, other, check_exact=True)
