@@ -15,7 +15,7 @@ from medkit.data.preprocessing import fit
 from medkit.models.classifier import LitClassifier
 from medkit.record.folder import RunFolder
 from medkit.record.pseudonym import pseudonym
-from tests.data.leak_cases import ENCOUNTERS, alarms, of
+from tests.data.leak_cases import ENCOUNTERS, alarms, numbers, of
 
 SETTINGS: dict[str, Any] = {"target": "died", "site": "site", "test_fraction": 0.2}
 
@@ -186,6 +186,25 @@ def test_a_run_on_shuffled_labels_is_judged_by_its_predictions(
     score = signal * y + np.sin(7919.0 * np.arange(400))  # no order, no generator
     rows = pd.DataFrame({"row": "", "site": "", "y": y.astype(int), "score": score})
     rows.to_parquet(folder.subfolder("predictions") / "val.parquet")
+    assert [f.severity for f in judge_shuffled(folder.path)] == [severity]
+
+
+@pytest.mark.parametrize(("chosen_on", "severity"), [(200, "leak"), (100, "note")])
+def test_columns_chosen_on_all_rows_show_on_shuffled_labels(
+    folder: RunFolder, tmp_path: Path, chosen_on: int, severity: str
+) -> None:
+    x = numbers(200, 1000).values
+    table = pd.DataFrame(x).add_prefix("gene").assign(died=numbers(200, 1).y)
+    table.to_csv(tmp_path / "genes.csv", index=False)
+    out = tmp_path / "shuffled"
+    out.mkdir()
+    path = shuffled_table(tmp_path / "genes.csv", out, target="died", patient=None, seed=0)
+    y = pd.read_csv(path)["died"].to_numpy()  # 100 rows to train on, 100 held out
+    strength = np.corrcoef(x[:chosen_on].T, y[:chosen_on])[-1, :-1]
+    best = np.argsort(-np.abs(strength))[:20]
+    score = x[100:][:, best] @ np.sign(strength[best])
+    rows = pd.DataFrame({"row": "", "site": "", "y": y[100:], "score": score})
+    rows.to_parquet(folder.subfolder("predictions") / "test.parquet")
     assert [f.severity for f in judge_shuffled(folder.path)] == [severity]
 
 
