@@ -14,6 +14,8 @@ from medkit.metrics.discrimination import auprc, auroc, prevalence
 from medkit.metrics.survival import brier_at, calibration_at, harrell_c, uno_c
 from medkit.record.results import Metric
 
+_LINE = ("calibration_slope", "calibration_intercept")
+
 
 def binary(
     y: ArrayLike,
@@ -24,12 +26,13 @@ def binary(
     groups: ArrayLike | None = None,
     strata: ArrayLike | None = None,
     threshold: float | None = None,
+    calibration: bool = False,
     draws: int = 1000,
 ) -> dict[str, Metric]:
     """Return the numbers of a binary model as ``stage/name``, each with its interval.
 
-    ``auroc``, ``auprc``, ``prevalence``, ``brier``, ``calibration_slope``,
-    ``calibration_intercept`` and ``ece``; with a threshold also ``sensitivity``, ``specificity``,
+    ``auroc``, ``auprc``, ``prevalence`` and ``brier``; on request ``calibration_slope``,
+    ``calibration_intercept`` and ``ece``; with a threshold ``sensitivity``, ``specificity``,
     ``ppv``, ``f1`` and ``flagged``.
 
     Args:
@@ -40,21 +43,22 @@ def binary(
         groups: Patient of each row, ``(N,)``: rows of one patient are not independent.
         strata: Site of each row, ``(N,)``: other patients of the same sites, in the same shares.
         threshold: Chosen on other rows (:func:`medkit.metrics.thresholds.choose`).
+        calibration: Report slope, intercept and ECE as well.
         draws: How many.
 
     Raises:
         ValueError: When a class is missing; :func:`by_group` reports such rows.
     """
-    slope, intercept = slope_and_intercept(y, prob, groups=groups, strata=strata)
     found = {
         "auroc": auroc(y, prob, groups=groups),
         "auprc": auprc(y, prob, groups=groups, strata=strata),
         "prevalence": prevalence(y, groups=groups),
         "brier": brier(y, prob, groups=groups, strata=strata),
-        "calibration_slope": slope,
-        "calibration_intercept": intercept,
-        "ece": ece(y, prob, seed=seed, draws=draws, groups=groups),
     }
+    if calibration:
+        line = slope_and_intercept(y, prob, groups=groups, strata=strata)
+        found |= dict(zip(_LINE, line, strict=True))
+        found["ece"] = ece(y, prob, seed=seed, draws=draws, groups=groups)
     if threshold is not None:
         found |= thresholds.at(y, prob, threshold, groups=groups)
     return {f"{stage}/{name}": metric for name, metric in found.items()}
@@ -69,6 +73,7 @@ def by_group(
     seed: int = 0,
     groups: ArrayLike | None = None,
     threshold: float | None = None,
+    calibration: bool = False,
     draws: int = 1000,
 ) -> dict[str, Metric]:
     """Return what :func:`binary` does for each site or subgroup, as ``stage/<group>/name``.
@@ -86,6 +91,7 @@ def by_group(
         seed: Decides what is drawn (for ECE's interval).
         groups: Patient of each row, ``(N,)``.
         threshold: Chosen on other rows.
+        calibration: Report slope, intercept and ECE as well.
         draws: How many.
 
     Raises:
@@ -112,6 +118,7 @@ def by_group(
             seed=seed,
             groups=whose,
             threshold=threshold,
+            calibration=calibration,
             draws=draws,
         )
     return found
@@ -176,6 +183,7 @@ def _one_class(
     seed: int = 0,
     groups: ArrayLike | None = None,
     threshold: float | None = None,
+    calibration: bool = False,
     draws: int = 1000,
 ) -> dict[str, Metric]:
     """Return what can be had of rows that all have the same label, and say so of the rest."""
@@ -184,11 +192,12 @@ def _one_class(
     why = f"no value: all {n} rows have label {labels[0]:.0f}"
     found = {
         name: Metric(float("nan"), n=n, method=f"{name}; {why}")
-        for name in ("auroc", "auprc", "calibration_slope", "calibration_intercept")
+        for name in ("auroc", "auprc", *(_LINE if calibration else ()))
     }
     found["prevalence"] = prevalence(labels, groups=groups)
     found["brier"] = brier(labels, scores, groups=groups)
-    found["ece"] = ece(labels, scores, groups=groups, seed=seed, draws=draws)
+    if calibration:
+        found["ece"] = ece(labels, scores, groups=groups, seed=seed, draws=draws)
     if threshold is not None:
         found |= thresholds.at(labels, scores, threshold, groups=groups)
     return {f"{stage}/{name}": metric for name, metric in found.items()}

@@ -11,9 +11,8 @@ from medkit.record.results import read_metrics, write_metrics
 
 Floats = NDArray[np.float64]
 
-ALWAYS = {
-    *("auprc", "auroc", "brier", "prevalence", "calibration_slope", "calibration_intercept", "ece"),
-}
+ALWAYS = {"auprc", "auroc", "brier", "prevalence"}
+CALIBRATION = {"calibration_slope", "calibration_intercept", "ece"}
 AT_A_THRESHOLD = {"sensitivity", "specificity", "ppv", "f1", "flagged"}
 
 
@@ -38,13 +37,19 @@ def test_with_a_threshold_what_it_does_is_reported_too(rows: tuple[Floats, Float
     assert set(found) == {f"val/{name}" for name in ALWAYS | AT_A_THRESHOLD}
 
 
+def test_calibration_is_reported_on_request(rows: tuple[Floats, Floats]) -> None:
+    found = binary(*rows, stage="val", calibration=True)
+    assert set(found) == {f"val/{name}" for name in ALWAYS | CALIBRATION}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_every_value_is_within_its_limits(seed: int) -> None:
     draw = np.random.default_rng(seed)
     prob = draw.beta(1, 3, 90)
     y = (draw.random(90) < prob).astype(float)
     for whose in (None, draw.integers(40, size=90)):
-        for name, metric in binary(y, prob, stage="test", threshold=0.3, groups=whose).items():
+        found = binary(y, prob, stage="test", threshold=0.3, calibration=True, groups=whose)
+        for name, metric in found.items():
             assert metric.low is not None, name
             assert metric.high is not None, name
             assert metric.low <= metric.value <= metric.high, name
@@ -52,8 +57,9 @@ def test_every_value_is_within_its_limits(seed: int) -> None:
 
 def test_every_number_of_a_table_with_patients_knows_of_them(rows: tuple[Floats, Floats]) -> None:
     y, prob = (np.repeat(column, 4) for column in rows)
-    once = binary(*rows, stage="test", threshold=0.4)
-    copied = binary(y, prob, stage="test", threshold=0.4, groups=np.repeat(np.arange(120), 4))
+    wanted = {"stage": "test", "threshold": 0.4, "calibration": True}
+    once = binary(*rows, **wanted)
+    copied = binary(y, prob, **wanted, groups=np.repeat(np.arange(120), 4))
     for name, metric in copied.items():
         width, plain = (m.high - m.low for m in (metric, once[name]))  # type: ignore[operator]
         assert width == pytest.approx(plain, rel=0.05), name
@@ -71,8 +77,9 @@ def test_groups_are_scored_on_their_own_rows(rows: tuple[Floats, Floats]) -> Non
 def test_a_group_of_one_class_stays_in_the_table_and_says_what_it_lacks(tmp_path: Path) -> None:
     y = [0, 1, 0, 1, 0, 0, 0]
     prob = [0.1, 0.6, 0.3, 0.2, 0.2, 0.1, 0.4]
-    found = by_group(y, prob, list("AAAABBB"), stage="test", threshold=0.3)
-    assert {name.split("/")[2] for name in found} == ALWAYS | AT_A_THRESHOLD
+    found = by_group(y, prob, list("AAAABBB"), stage="test", threshold=0.3, calibration=True)
+    everything = ALWAYS | CALIBRATION | AT_A_THRESHOLD
+    assert {name.split("/")[2] for name in found} == everything
     assert np.isnan(found["test/B/auroc"].value)
     assert found["test/B/auroc"].method == "auroc; no value: all 3 rows have label 0"
     assert found["test/B/brier"].value == pytest.approx((0.04 + 0.01 + 0.16) / 3)
