@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from medkit.data import preprocessing, splits
 from medkit.data.batches import Batch, TableDataset
+from medkit.data.linear import LogisticBaseline, fit_logistic
 from medkit.data.preprocessing import Preprocessing, digest_ids
+from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
 from medkit.data.tables import Code, Table, TableSpec, as_list, read_table
 from medkit.record.files import sha256_file
@@ -35,7 +38,9 @@ class EHRDataModule(pl.LightningDataModule):
     are ``Batch(x, y, row, site)``, ``x`` float32 ``(B, F)`` without missing values.
 
     After :meth:`setup`: ``features`` (names of the columns of ``x``), ``num_features``, ``prior``
-    (share of label 1 in the training rows), ``sites``, ``split``, ``table``, ``preprocessing``.
+    (share of label 1 in the training rows), ``baseline`` (logistic regression fitted on them),
+    ``sites``, ``split``, ``table``, ``preprocessing``, ``digests`` (part -> digest of its
+    patients). Prior, baseline and digests are in the checkpoint too.
 
     Args:
         csv_path: CSV or Parquet, one row per encounter.
@@ -51,6 +56,11 @@ class EHRDataModule(pl.LightningDataModule):
         val_fraction: Share of the patients in validation, stratified by site and outcome.
         test_fraction: Share of the patients in test, where no ``test_site`` is kept.
         split_seed: Decides who is where. Keep it while the run's ``seed`` varies.
+        folds: Deal the patients that are not in test into so many folds, in place of
+            ``val_fraction``: a net per fold sees all of them.
+        fold: Which of the folds is validation, from 0.
+        test_folds: Deal all patients into so many folds for the test, not ``test_fraction``.
+        test_fold: Which of those is the test.
         scale: "robust" (median, interquartile range) or "standard" (mean, standard deviation).
         clip: Scaled values are cut at plus and minus this; None: not.
         indicators: Add a 0/1 column "was missing" per column. Helps inside the training
@@ -58,6 +68,7 @@ class EHRDataModule(pl.LightningDataModule):
         draws: "shuffled": each row once an epoch. "balanced": both classes equally often, with
             replacement, which doubles the spread over seeds and shifts every probability: pass
             ``logit_shift=dm.logit_shift`` to the model to put the prior back.
+        baseline_c: Inverse strength of the baseline's penalty; None: no baseline.
         batch_size: Encounters a batch.
         num_workers: Worker processes; 0 is fastest for tables that fit in memory.
     """
@@ -77,10 +88,15 @@ class EHRDataModule(pl.LightningDataModule):
         val_fraction: float = 0.2,
         test_fraction: float = 0.0,
         split_seed: int = 0,
+        folds: int | None = None,
+        fold: int | None = None,
+        test_folds: int | None = None,
+        test_fold: int | None = None,
         scale: str = "robust",
         clip: float | None = 4.0,
         indicators: bool = True,
         draws: str = "shuffled",
+        baseline_c: float | None = 0.1,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
@@ -97,24 +113,31 @@ class EHRDataModule(pl.LightningDataModule):
                 f"draws must be one of {list(DRAWS)}, got {draws!r}. "
                 "'shuffled' sees each row once an epoch."
             )
-        chosen = {"split_column": split_column, "test_site": test_site}
-        if split_column and test_site:
+        chosen = {"split_column": split_column, "test_site": test_site, "test_folds": test_folds}
+        if split_column and (test_site or test_folds):
             raise ValueError(
-                f"a split comes from a column or leaves one site out, not both; got {chosen}. "
-                "Keep one of the two."
+                "a split comes from a column or leaves one site (or fold) out, not both; got "
+                f"{chosen}. Keep one of them."
             )
         self.csv_path = csv_path
         self.spec = TableSpec(
             target, patient, site, split_column, tuple(ignore), missing_codes, target_above
         )
-        self.test_site = test_site
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.plan = SplitPlan(
+            test_site=test_site,
+            test_fraction=test_fraction,
+            test_folds=test_folds,
+            test_fold=test_fold,
+            val_fraction=val_fraction,
+            folds=folds,
+            fold=fold,
+            split_seed=split_seed,
+        )
         self.scale = scale
         self.clip = clip
         self.indicators = indicators
         self.draws = draws
+        self.baseline_c = baseline_c
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -123,7 +146,9 @@ class EHRDataModule(pl.LightningDataModule):
         self.preprocessing: Preprocessing | None = None
         self.sites: list[str] = []
         self.prior = float("nan")
+        self.digests: dict[str, str] = {}
         self.data_sha256 = ""  # of the file read, for the run folder
+        self._baseline: LogisticBaseline | None = None
         self._rows: Batch | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -131,7 +156,7 @@ class EHRDataModule(pl.LightningDataModule):
         if self._rows is not None:
             return
         table = read_table(self.csv_path, self.spec)
-        split = self._split(table)
+        split = self.plan.split(table)
         splits.require_both_classes(table.y, split.train, part="training")
         splits.require_both_classes(table.y, split.val, part="validation")
         fitted = preprocessing.fit(
@@ -148,8 +173,12 @@ class EHRDataModule(pl.LightningDataModule):
         self.table, self.split, self.preprocessing = table, split, fitted
         self.sites = sorted(set(table.site.tolist()))
         self.prior = float(table.y[split.train].mean())
+        self.digests = {name: digest_ids(table.patient[split.part(name)]) for name in splits.PARTS}
         self.data_sha256 = sha256_file(self.csv_path)
         self._rows = self._batch(table)
+        if self._baseline is None and self.baseline_c is not None:
+            train = self.rows("train")
+            self._baseline = fit_logistic(train.x, train.y, c=self.baseline_c)
 
     @property
     def features(self) -> list[str]:
@@ -162,10 +191,30 @@ class EHRDataModule(pl.LightningDataModule):
         return len(self.features)
 
     @property
+    def num_indicators(self) -> int:
+        """How many of the columns, the last ones, say "was missing"."""
+        return len(self._fitted().indicators)
+
+    @property
     def batches_per_epoch(self) -> int:
         """Training batches; times the epochs, what ``LitClassifier`` calls ``total_steps``."""
         self._read()
         return -(-len(self.split.train) // self.batch_size)  # type: ignore[union-attr]
+
+    @property
+    def baseline(self) -> LogisticBaseline:
+        """Logistic regression, fitted on the training rows as the net sees them.
+
+        Raises:
+            RuntimeError: Where there is none.
+        """
+        if self._baseline is None:
+            raise RuntimeError(
+                "the baseline is fitted by setup() or loaded from a checkpoint; neither was done, "
+                f"or baseline_c is None (it is {self.baseline_c}). Call dm.setup() first, with "
+                "baseline_c=0.1."
+            )
+        return self._baseline
 
     @property
     def logit_shift(self) -> float:
@@ -177,6 +226,14 @@ class EHRDataModule(pl.LightningDataModule):
         self._read()
         at = torch.as_tensor(self.split.part(part))  # type: ignore[union-attr]
         return Batch(*(values[at] for values in self._rows))  # type: ignore[union-attr]
+
+    def values(self, part: str) -> NDArray[np.float32]:
+        """Return the rows of a part before filling and scaling, ``(N, F)`` with NaN for missing.
+
+        What gradient boosting likes best; ``table.features`` names the columns.
+        """
+        values = self._read().values
+        return values[self.split.part(part)]  # type: ignore[union-attr]
 
     def apply(self, table: str | Path | pd.DataFrame) -> Batch:
         """Turn a new table into a batch with the stored medians and scales; nothing is fitted.
@@ -257,6 +314,8 @@ class EHRDataModule(pl.LightningDataModule):
             "preprocessing": self.preprocessing.state(),
             "sites": self.sites,
             "prior": self.prior,
+            "baseline": None if self._baseline is None else self._baseline.state(),
+            "digests": self.digests,
             "data_sha256": self.data_sha256,
         }
 
@@ -267,7 +326,10 @@ class EHRDataModule(pl.LightningDataModule):
             _require_same_rows(stored, self.preprocessing)
         changed = stored != self.preprocessing
         self.preprocessing = stored
+        if state_dict.get("baseline") is not None:
+            self._baseline = LogisticBaseline.from_state(state_dict["baseline"])
         if self.table is None:
+            self.digests = dict(state_dict.get("digests", {}))
             self.sites, self.prior = list(state_dict["sites"]), float(state_dict["prior"])
             self.data_sha256 = state_dict["data_sha256"]
         elif changed:  # the last bit of a mean on another CPU: the stored one counts
@@ -288,27 +350,6 @@ class EHRDataModule(pl.LightningDataModule):
                 "Call dm.setup(), or EHRDataModule.load_from_checkpoint(path)."
             )
         return self.preprocessing
-
-    def _split(self, table: Table) -> Split:
-        if table.split is not None:
-            return splits.by_column(table.split, table.patient)
-        stratum = np.char.add(np.char.add(table.site, "/"), table.y.astype(np.str_))
-        if self.test_site is not None:
-            return splits.leave_site_out(
-                table.site,
-                table.patient,
-                test_site=self.test_site,
-                val_fraction=self.val_fraction,
-                split_seed=self.split_seed,
-                stratum=stratum,
-            )
-        return splits.by_patient(
-            table.patient,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            split_seed=self.split_seed,
-            stratum=stratum,
-        )
 
     def _batch(self, table: Table) -> Batch:
         code = {name: number for number, name in enumerate(self.sites)}

@@ -55,11 +55,7 @@ def by_patient(
             "val_fraction must be above 0, test_fraction not below 0 and their sum below 1, got "
             f"{val_fraction} and {test_fraction}. They are shares of the patients, such as 0.2."
         )
-    ids, owner = np.unique(patient, return_inverse=True)
-    group = np.zeros(len(ids), dtype=np.int64)
-    if stratum is not None:
-        _, code = np.unique(np.asarray(stratum), return_inverse=True)
-        np.maximum.at(group, owner, code)
+    ids, owner, group = _grouped(patient, stratum)
     # raw bits, which NumPy promises for ever: a split outlives the version that made it
     raw = keyed.generator(split_seed, "split").bit_generator.random_raw(len(ids) + 2)
     starts = (raw[-2:] >> np.uint64(11)) * 2.0**-53
@@ -123,6 +119,57 @@ def leave_site_out(
     return split
 
 
+def in_folds(
+    patient: Texts, *, folds: int, split_seed: int, stratum: Sequence[str] | Texts | None = None
+) -> Rows:
+    """Deal patients into folds; return each row's fold, ``(N,)``.
+
+    The same patients together whatever the order of the rows. Each stratum is dealt out one by
+    one, so that its share differs by one patient at most from fold to fold.
+
+    Args:
+        patient: Patient id of each row, ``(N,)``.
+        folds: How many.
+        split_seed: Another seed, other folds.
+        stratum: As in :func:`by_patient`.
+    """
+    ids, owner, group = _grouped(patient, stratum)
+    if not 2 <= folds <= len(ids):
+        raise ValueError(
+            f"folds must be at least 2 and at most the number of patients, got {folds} for "
+            f"{len(ids)} patients. 5 is usual."
+        )
+    raw = keyed.generator(split_seed, "split", "folds").bit_generator.random_raw(len(ids))
+    order = np.argsort(raw, kind="stable")
+    order = order[np.argsort(group[order], kind="stable")]
+    fold = np.empty(len(ids), dtype=np.int64)
+    fold[order] = np.arange(len(ids)) % folds
+    return fold[owner]
+
+
+def nested(
+    split: Split,
+    patient: Texts,
+    *,
+    folds: int,
+    fold: int,
+    split_seed: int,
+    stratum: Texts | None = None,
+) -> Split:
+    """Deal the development patients (train and val) into folds; ``fold`` becomes validation.
+
+    The test part stays as it is, and has no say in who is in which fold.
+    """
+    inside = np.sort(np.concatenate([split.train, split.val]))
+    number = in_folds(
+        patient[inside],
+        folds=folds,
+        split_seed=split_seed,
+        stratum=None if stratum is None else stratum[inside],
+    )
+    return Split(inside[number != fold], inside[number == fold], split.test)
+
+
 def require_disjoint(split: Split, patient: Texts) -> None:
     """Raise where a patient has rows in two parts; rows are named, ids are not."""
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -148,6 +195,16 @@ def require_both_classes(y: NDArray[np.int64], rows: Rows, *, part: str) -> None
             "label 1. Raise val_fraction, take another split_seed, or give a split_column that "
             "puts patients of both classes there."
         )
+
+
+def _grouped(patient: Texts, stratum: Sequence[str] | Texts | None) -> tuple[Texts, Rows, Rows]:
+    """Return the patients, each row's patient number, and each patient's group."""
+    ids, owner = np.unique(patient, return_inverse=True)
+    group = np.zeros(len(ids), dtype=np.int64)
+    if stratum is not None:
+        _, code = np.unique(np.asarray(stratum), return_inverse=True)
+        np.maximum.at(group, owner, code)
+    return ids, owner, group
 
 
 def _every(count: int, fraction: float, start: float) -> NDArray[np.bool_]:

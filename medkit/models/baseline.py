@@ -1,54 +1,67 @@
-"""Logistic regression on the same features: what a net must beat before it is believed."""
+"""What a net must beat before it is believed: logistic regression and gradient boosting."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from medkit.data.linear import LogisticBaseline, fit_logistic
+
+__all__ = ["BoostingBaseline", "LogisticBaseline", "fit_boosting", "fit_logistic"]
 
 
 @dataclass(frozen=True)
-class LogisticBaseline:
-    """A fitted logistic regression, as plain numbers.
+class BoostingBaseline:
+    """Fitted gradient-boosted trees.
 
     Attributes:
-        coef: One per feature.
-        intercept: The rest.
+        model: scikit-learn's classifier; keep what it says, not its pickle.
     """
 
-    coef: tuple[float, ...]
-    intercept: float
+    model: Any
 
     def prob(self, x: ArrayLike) -> NDArray[np.float64]:
-        """Return P(y = 1) of each row of ``x``, ``(B, F)`` to ``(B,)``."""
-        logits = np.asarray(x, np.float64) @ np.array(self.coef) + self.intercept
-        return 0.5 * (1 + np.tanh(0.5 * logits))  # the logistic function, without overflow
+        """Return P(y = 1) of each row of ``x``, ``(B, F)`` to ``(B,)``; NaN means missing."""
+        prob: NDArray[np.float64] = self.model.predict_proba(np.asarray(x, np.float32))[:, 1]
+        return prob
 
 
-def fit_logistic(x: ArrayLike, y: ArrayLike, *, c: float = 0.1) -> LogisticBaseline:
-    """Fit L2-regularised logistic regression on training rows.
+def fit_boosting(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    trees: int = 150,
+    learning_rate: float = 0.05,
+    leaves: int = 6,
+    rows_per_leaf: int = 10,
+    l2: float = 5.0,
+) -> BoostingBaseline:
+    """Fit gradient boosting on training rows, with settings for some thousand rows and few events.
+
+    Small trees and many of them, a fixed number: stopping early on a tenth of 150 events stops by
+    chance. Nothing is drawn, so the fit repeats. (Friedman 2001; histograms: Ke 2017.)
 
     Args:
-        x: Training rows as the net sees them, ``(N, F)``: ``dm.rows("train").x``.
+        x: Training rows, ``(N, F)``; NaN means missing and is learnt from, so that
+            ``dm.values("train")`` will do as well as ``dm.rows("train").x``.
         y: Their labels, ``(N,)``.
-        c: Inverse strength of the penalty; 0.1 was the best on the kit's own hospitals.
-
-    Raises:
-        ValueError: When the fit did not converge.
+        trees: Boosting rounds.
+        learning_rate: Share of each tree's step that is taken.
+        leaves: Of a tree: 6 hold interactions of up to 5 columns.
+        rows_per_leaf: At least so many training rows in each.
+        l2: Penalty on the leaves' values.
     """
-    model = LogisticRegression(C=c, max_iter=5000)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(np.asarray(x, np.float64), np.asarray(y))
-    if any(issubclass(w.category, ConvergenceWarning) for w in caught):
-        raise ValueError(
-            f"the baseline must converge, and after {model.max_iter} iterations it had not. "
-            "Scale the columns to about unit variance, or lower c."
-        )
-    coef: Any = model.coef_[0]
-    return LogisticBaseline(tuple(float(w) for w in coef), float(model.intercept_[0]))
+    model = HistGradientBoostingClassifier(
+        max_iter=trees,
+        learning_rate=learning_rate,
+        max_leaf_nodes=leaves,
+        min_samples_leaf=rows_per_leaf,
+        l2_regularization=l2,
+        early_stopping=False,
+        random_state=0,  # without early stopping and column sampling nothing asks for it
+    )
+    return BoostingBaseline(model.fit(np.asarray(x, np.float32), np.asarray(y)))

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from medkit.data.ehr import EHRDataModule
+from medkit.data.linear import fit_logistic
 from medkit.data.preprocessing import digest_ids
 from medkit.models.classifier import LitClassifier
 from medkit.synth.ehr import MISSING_CODES
@@ -228,7 +229,10 @@ def test_rows_before_setup_are_refused() -> None:
     ("settings", "message"),
     [
         ({"draws": "weighted"}, r"draws must be one of \['shuffled', 'balanced'\], got 'weighted'"),
-        ({"test_site": "C", "split_column": "part"}, r"leaves one site out, not both; got"),
+        (
+            {"test_site": "C", "split_column": "part"},
+            r"leaves one site \(or fold\) out, not both",
+        ),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, str], message: str) -> None:
@@ -248,3 +252,74 @@ def test_uci_heart_loads_by_parameters_alone(real_data: Path) -> None:
     assert dm.missingness()["switzerland"]["chol"] == 1.0
     assert dm.rows("test").y.float().mean() == pytest.approx(0.935, abs=0.001)
     assert len(dm.table.y) == 920
+
+
+def test_inner_folds_cover_the_development_rows_and_leave_the_test_site_alone() -> None:
+    parts = [make(test_site="C", folds=5, fold=k) for k in range(5)]
+    held_out = np.concatenate([dm.split.val for dm in parts])
+    assert sorted(held_out) == np.flatnonzero(parts[0].table.site != "C").tolist()
+    for dm in parts:
+        np.testing.assert_array_equal(dm.split.test, np.flatnonzero(dm.table.site == "C"))
+        assert dm.rows("val").y.float().mean() == pytest.approx(dm.prior, abs=0.02)
+
+
+def test_outer_folds_are_each_once_the_test() -> None:
+    parts = [make(test_folds=3, test_fold=k, folds=4, fold=1) for k in range(3)]
+    assert sorted(np.concatenate([dm.split.test for dm in parts])) == list(range(2000))
+    for dm in parts:
+        inside = {*dm.split.train} | {*dm.split.val}
+        assert inside.isdisjoint({*dm.split.test})
+        assert len(inside) + len(dm.split.test) == 2000
+
+
+def test_digests_say_who_is_in_each_part_and_are_in_the_checkpoint(checkpoint: Path) -> None:
+    dm = make()
+    assert dm.digests == {
+        part: digest_ids(dm.table.patient[dm.split.part(part)]) for part in ("train", "val", "test")
+    }
+    loaded = EHRDataModule.load_from_checkpoint(checkpoint, weights_only=True)
+    assert loaded.digests == dm.digests
+
+
+def test_the_baseline_is_logistic_regression_on_the_training_rows() -> None:
+    dm = make()
+    train = dm.rows("train")
+    assert dm.baseline == fit_logistic(train.x, train.y, c=0.1)
+
+
+def test_a_loaded_baseline_is_not_fitted_again(checkpoint: Path) -> None:
+    loaded = EHRDataModule.load_from_checkpoint(checkpoint, weights_only=True)
+    assert loaded.baseline == make().baseline
+    state = loaded.state_dict()
+    state["baseline"]["intercept"] += 1e-9  # as another CPU might have fitted it
+    before, after = EHRDataModule(ENCOUNTERS, target="died"), make()
+    for dm in (before, after):  # Lightning loads after setup, people may do so before
+        dm.load_state_dict(state)
+        assert dm.baseline.intercept == state["baseline"]["intercept"]
+
+
+def test_a_baseline_that_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"fitted by setup\(\).* baseline_c is None .*Call dm"):
+        _ = make(baseline_c=None).baseline
+
+
+def test_raw_values_keep_what_is_missing() -> None:
+    dm = make()
+    values = dm.values("val")
+    assert values.shape == (len(dm.split.val), len(dm.table.features))
+    assert 0.3 < np.isnan(values).mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"folds": 5}, r"which of them is meant, from 0; got folds=5 and fold=None"),
+        ({"folds": 5, "fold": 5}, r"from 0; got folds=5 and fold=5\. Pass both, or neither"),
+        ({"test_fold": 1}, r"got test_folds=None and test_fold=1"),
+        ({"test_site": "C", "test_fraction": 0.2}, r"the test part is one site, .* Keep one"),
+        ({"split_column": "part", "test_folds": 3, "test_fold": 0}, r"\(or fold\) out, not both"),
+    ],
+)
+def test_folds_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EHRDataModule("nowhere.csv", target="died", **settings)

@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medkit.data.splits import Split, by_column, by_patient, leave_site_out, require_both_classes
+from medkit.data.splits import (
+    Split,
+    by_column,
+    by_patient,
+    in_folds,
+    leave_site_out,
+    nested,
+    require_both_classes,
+)
 
 PATIENT = np.array([f"p{i // 2}" for i in range(400)])  # 200 patients, two rows each
 SITE = np.array(["A" if i < 240 else "B" for i in range(400)])
@@ -108,3 +116,56 @@ def test_a_part_with_one_class_is_refused(y: list[int]) -> None:
     message = r"the validation part must hold both classes; found 2 rows, \d of them.*val_fraction"
     with pytest.raises(ValueError, match=message):
         require_both_classes(np.array(y), np.array([0, 1]), part="validation")
+
+
+def test_folds_keep_patients_together_and_lose_no_row() -> None:
+    fold = in_folds(PATIENT, folds=5, split_seed=0)
+    assert sorted(set(fold.tolist())) == [0, 1, 2, 3, 4]
+    assert all(len(set(fold[name == PATIENT])) == 1 for name in set(PATIENT))
+
+
+def test_each_stratum_is_dealt_evenly_into_the_folds() -> None:
+    stratum = np.where(np.arange(400) < 46, "rare", "common")  # 23 patients
+    fold = in_folds(PATIENT, folds=5, split_seed=1, stratum=stratum)
+    assert sorted(np.bincount(fold[stratum == "rare"]) // 2) == [4, 4, 5, 5, 5]
+
+
+def test_folds_depend_on_their_seed_and_on_patients_alone() -> None:
+    first = in_folds(PATIENT, folds=5, split_seed=0)
+    np.testing.assert_array_equal(in_folds(PATIENT[::-1], folds=5, split_seed=0)[::-1], first)
+    assert not np.array_equal(in_folds(PATIENT, folds=5, split_seed=1), first)
+
+
+def test_folds_are_the_same_in_every_version() -> None:
+    fold = in_folds(np.array(list("abcdefghij")), folds=3, split_seed=0)
+    assert fold.tolist() == [1, 1, 0, 0, 1, 0, 2, 0, 2, 2]
+
+
+def test_nested_folds_leave_the_test_alone_and_cover_the_rest() -> None:
+    outer = leave_site_out(SITE, PATIENT, test_site="B", val_fraction=0.2, split_seed=0)
+    inner = [nested(outer, PATIENT, folds=4, fold=k, split_seed=0) for k in range(4)]
+    for split in inner:
+        np.testing.assert_array_equal(split.test, outer.test)
+        assert patients(split, "train").isdisjoint(patients(split, "val"))
+        np.testing.assert_array_equal(
+            np.sort(np.concatenate([split.train, split.val])), np.flatnonzero(SITE == "A")
+        )
+    every = np.concatenate([split.val for split in inner])
+    assert sorted(every) == np.flatnonzero(SITE == "A").tolist()
+
+
+def test_other_test_patients_do_not_change_who_is_in_which_fold() -> None:
+    few, many = (np.array([f"x{i}" for i in range(n)]) for n in (3, 30))
+    folds = []
+    for extra in (few, many):
+        patient = np.concatenate([PATIENT, extra])
+        test = np.arange(400, len(patient))
+        split = Split(np.arange(300), np.arange(300, 400), test)
+        folds.append(nested(split, patient, folds=5, fold=2, split_seed=0).val)
+    np.testing.assert_array_equal(*folds)
+
+
+@pytest.mark.parametrize("folds", [1, 0, 201])
+def test_a_number_of_folds_that_cannot_be_is_refused(folds: int) -> None:
+    with pytest.raises(ValueError, match=rf"folds must be at least 2 .* got {folds} for 200"):
+        in_folds(PATIENT, folds=folds, split_seed=0)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
-from medkit.models.baseline import LogisticBaseline, fit_logistic
+from medkit import keyed
+from medkit.models.baseline import LogisticBaseline, fit_boosting, fit_logistic
 
 
 def test_it_scores_as_scikit_learns_model_does() -> None:
@@ -26,3 +28,13 @@ def test_a_fit_that_does_not_converge_is_refused() -> None:
     x = np.random.default_rng(0).normal(size=(200, 40)) * np.logspace(-8, 8, 40)
     with pytest.raises(ValueError, match=r"must converge.*Scale the columns"):
         fit_logistic(x, x[:, 0] > 0, c=1e9)
+
+
+def test_boosting_repeats_and_learns_what_a_linear_model_cannot() -> None:
+    x = keyed.generator(0, "test").normal(size=(600, 3))
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    x[::7, 2] = np.nan
+    boosting = fit_boosting(x, y)
+    np.testing.assert_array_equal(fit_boosting(x, y).prob(x), boosting.prob(x))
+    assert roc_auc_score(y, boosting.prob(x)) > 0.95
+    assert roc_auc_score(y, fit_logistic(np.nan_to_num(x), y).prob(np.nan_to_num(x))) < 0.65

@@ -1,0 +1,284 @@
+"""A net per fold, their probabilities averaged: every development row is learnt from.
+
+Members on different folds gain more than members on one split (for the same rows held out each
+time), and the mean of five moves half as much from seed to seed as one of them. How far the nets
+may leave logistic regression is decided by the rows that each of them has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from medkit.data.batches import Batch
+from medkit.data.ehr import EHRDataModule
+from medkit.models.classifier import LitClassifier
+from medkit.record.checkpoints import newest_sound
+from medkit.record.files import read_json, write_json
+
+Floats = NDArray[np.float64]
+_AT_ONCE = 65_536  # rows a forward pass
+
+
+class Scores(NamedTuple):
+    """What an ensemble says of rows, ``(N,)`` each.
+
+    Attributes:
+        prob: P(y = 1), the members' mean.
+        baseline: The same of logistic regression on the same folds; NaN where it was not fitted.
+        y: Label; -1 where it is not known.
+        row: Row number in the table.
+        site: Index into the DataModules' ``sites``; -1 for one not seen before.
+        spread: Standard deviation of the members' probabilities.
+    """
+
+    prob: Floats
+    baseline: Floats
+    y: NDArray[np.int64]
+    row: NDArray[np.int64]
+    site: NDArray[np.int64]
+    spread: Floats
+
+
+@dataclass(frozen=True)
+class Member:
+    """One net of an ensemble, with the medians and scales it was trained under."""
+
+    stage: str
+    dm: EHRDataModule
+    model: LitClassifier
+
+    def logits(self, batch: Batch) -> Floats:
+        """Return the net's log odds of each row."""
+        was_training, shift = self.model.training, self.model.logit_shift
+        self.model.eval()
+        with torch.no_grad():
+            parts = [self.model(x.to(self.model.device)).float() for x in batch.x.split(_AT_ONCE)]
+        self.model.train(was_training)
+        return torch.cat(parts).double().cpu().numpy() + shift
+
+    def prob(self, batch: Batch, *, weight: float = 1.0) -> Floats:
+        """Return P(y = 1) from log odds ``weight`` of the way from the baseline's to the net's."""
+        logits = self.logits(batch)
+        if weight != 1:
+            start = self.dm.baseline.logits(batch.x)
+            logits = start + weight * (logits - start)
+        return expit(logits)
+
+    def baseline_prob(self, batch: Batch) -> Floats:
+        """Return what logistic regression on this member's training rows says."""
+        if self.dm.baseline_c is None:
+            return np.full(len(batch.y), np.nan)
+        return self.dm.baseline.prob(batch.x)
+
+
+@dataclass(frozen=True)
+class FoldEnsemble:
+    """Nets trained on different folds of the same development rows; see :func:`fit_folds`.
+
+    Attributes:
+        members: One per fold.
+        weight: How much of what the nets add to logistic regression counts, from 0 to 1.
+    """
+
+    members: tuple[Member, ...]
+    weight: float = 1.0
+
+    def predict(self, table: str | Path | pd.DataFrame) -> Scores:
+        """Score a new table: each member under its own medians and scales; nothing is fitted."""
+        return self._mean([member.dm.apply(table) for member in self.members])
+
+    def test(self) -> Scores:
+        """Score the test rows, which no member has seen."""
+        return self._mean([member.dm.rows("test") for member in self.members])
+
+    def out_of_fold(self) -> Scores:
+        """Score each development row by the one member that was not trained on it.
+
+        For a threshold, or a look at calibration, without touching the test: one net's scores, so
+        a little worse than the mean's. ``spread`` is 0.
+        """
+        batches = [member.dm.rows("val") for member in self.members]
+        pairs = list(zip(self.members, batches, strict=True))
+        order = np.argsort(np.concatenate([batch.row.numpy() for batch in batches]), kind="stable")
+        prob = np.concatenate([member.prob(batch, weight=self.weight) for member, batch in pairs])
+        baseline = np.concatenate([member.baseline_prob(batch) for member, batch in pairs])
+
+        def joined(name: str) -> NDArray[np.int64]:
+            return torch.cat([getattr(batch, name) for batch in batches]).numpy()[order]
+
+        return Scores(
+            prob=prob[order],
+            baseline=baseline[order],
+            y=joined("y"),
+            row=joined("row"),
+            site=joined("site"),
+            spread=np.zeros(len(order)),
+        )
+
+    @classmethod
+    def load(cls, run_dir: Path | str, *, name: str = "fold") -> FoldEnsemble:
+        """Rebuild the ensemble from a run folder; no table is read and no code from it is run.
+
+        Raises:
+            FileNotFoundError: Where a stage ``fold0``, ``fold1``, ... has no sound checkpoint.
+        """
+        folder = Path(run_dir) / "checkpoints"
+        stages = sorted(
+            (path.name for path in folder.glob(f"{name}*") if path.name[len(name) :].isdigit()),
+            key=lambda stage: int(stage[len(name) :]),
+        )
+        paths = {stage: newest_sound(folder / stage) for stage in stages}
+        broken = [stage for stage, path in paths.items() if path is None]
+        weighed = folder / f"{name}.json"
+        if not stages or broken:
+            raise FileNotFoundError(
+                f"{folder} must hold a sound checkpoint per member ({name}0, {name}1, ...); found "
+                f"{stages or 'none'}" + (f", of which {broken} have none" if broken else "") + ". "
+                "Resume the run until it has finished, or pass the stages' name=."
+            )
+        if not weighed.is_file():
+            raise FileNotFoundError(
+                f"{weighed} must say how the members are weighed, and is not there: the ensemble "
+                "was not finished. Resume the run."
+            )
+        return cls(
+            weight=float(read_json(weighed)["weight"]),
+            members=tuple(
+                Member(
+                    stage,
+                    EHRDataModule.load_from_checkpoint(path, weights_only=True),
+                    LitClassifier.load_from_checkpoint(path, weights_only=True).eval(),
+                )
+                for stage, path in paths.items()
+                if path is not None
+            ),
+        )
+
+    def _mean(self, batches: list[Batch]) -> Scores:
+        pairs = list(zip(self.members, batches, strict=True))
+        prob = np.stack([member.prob(batch, weight=self.weight) for member, batch in pairs])
+        baseline = np.stack([member.baseline_prob(batch) for member, batch in pairs])
+        first = batches[0]
+        return Scores(
+            prob=prob.mean(axis=0),
+            baseline=baseline.mean(axis=0),
+            y=first.y.numpy(),
+            row=first.row.numpy(),
+            site=first.site.numpy(),
+            spread=prob.std(axis=0),
+        )
+
+
+class RunLike(Protocol):
+    """What is asked of a run: its folder, initial weights, the point a stage goes on from."""
+
+    dir: Path
+
+    def init(self, stage: str) -> AbstractContextManager[None]:
+        """Key the draws of the initial weights."""
+
+    def resume(self, stage: str) -> str | None:
+        """Return the checkpoint to go on from."""
+
+
+def fit_folds(
+    run: RunLike,
+    *,
+    data: Callable[[int], EHRDataModule],
+    model: Callable[[EHRDataModule], LitClassifier],
+    trainer: Callable[..., pl.Trainer],
+    folds: int = 5,
+    name: str = "fold",
+    weight: float | None = None,
+) -> FoldEnsemble:
+    """Train a member per fold, as stages ``fold0``, ``fold1``, ... of one run.
+
+    ::
+
+        ensemble = fit_folds(
+            run,
+            data=lambda fold: keyed(EHRDataModule(csv, target="died", folds=5, fold=fold)),
+            model=lambda dm: warm_classifier(dm, max_epochs=30),
+            trainer=partial(stable_trainer, run, max_epochs=30),
+        )
+        ensemble.predict("arrivals.csv").prob
+
+    Killed anywhere and resumed, the ensemble is bitwise that of the uninterrupted run: finished
+    members are loaded, the one that was cut goes on from its resume point.
+
+    Args:
+        run: From ``start_run``.
+        data: Fold number -> a DataModule whose validation part is that fold.
+        model: DataModule, set up -> a module with fresh weights. They depend on seed and stage.
+        trainer: Called with ``name=<stage>``.
+        folds: Members.
+        name: What the stages' names begin with.
+        weight: See :class:`FoldEnsemble`; None: the one with the least cross entropy on the rows
+            that each member has not seen. Where there is nothing to learn beyond a linear model
+            it comes out small, and the ensemble is then logistic regression.
+
+    Raises:
+        ValueError: Where a DataModule does not leave its fold out.
+    """
+    members: list[Member] = []
+    for fold in range(folds):
+        stage = f"{name}{fold}"
+        dm = data(fold)
+        if (dm.plan.folds, dm.plan.fold) != (folds, fold):
+            raise ValueError(
+                f"member {fold} of {folds} must leave fold {fold} out, and its DataModule has "
+                f"folds={dm.plan.folds}, fold={dm.plan.fold}. Pass the number on: "
+                f"data=lambda fold: EHRDataModule(..., folds={folds}, fold=fold)."
+            )
+        dm.setup()
+        with run.init(stage):
+            lit = model(dm)
+        trainer(name=stage).fit(lit, dm, ckpt_path=run.resume(stage))
+        members.append(Member(stage, dm, lit.eval()))
+    if weight is None:
+        weight = _weight(members)
+    write_json(run.dir / "checkpoints" / f"{name}.json", {"weight": weight})
+    return FoldEnsemble(tuple(members), weight)
+
+
+def _weight(members: Sequence[Member]) -> float:
+    """Choose the weight on the held-out folds; 1 where there is no baseline to weigh against."""
+    if any(member.dm.baseline_c is None for member in members):
+        return 1.0
+    batches = [member.dm.rows("val") for member in members]
+    pairs = list(zip(members, batches, strict=True))
+    start = np.concatenate([member.dm.baseline.logits(batch.x) for member, batch in pairs])
+    logits = np.concatenate([member.logits(batch) for member, batch in pairs])
+    return best_weight(start, logits, np.concatenate([batch.y.numpy() for batch in batches]))
+
+
+def best_weight(start: Floats, logits: Floats, y: NDArray[np.int64]) -> float:
+    """Return the weight in [0, 1] between two sets of log odds with the least cross entropy.
+
+    The cross entropy is convex in it, so its slope is bisected.
+    """
+    added = logits - start
+
+    def slope(weight: float) -> float:
+        return float(np.sum(added * (expit(start + weight * added) - y)))
+
+    if slope(0.0) >= 0:
+        return 0.0
+    if slope(1.0) <= 0:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return (low + high) / 2
