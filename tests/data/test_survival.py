@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from medkit.data.preprocessing import digest_ids
+from medkit.data.survival import SurvivalDataModule
+from medkit.models.survival import LitCox
+
+PATIENTS = Path(__file__).parents[2] / "data_samples" / "survival" / "patients.csv"
+ROLES = {"time": "days", "event": "died", "site": "site"}
+
+
+def make(source: Any = PATIENTS, **changes: Any) -> SurvivalDataModule:
+    dm = SurvivalDataModule(source, **(ROLES | changes))
+    dm.setup()
+    return dm
+
+
+def small(events: int = 8, count: int = 40) -> pd.DataFrame:
+    number = np.arange(count)
+    died = (number % (count // max(events, 1)) == 0) * 1 if events else 0 * number
+    columns = {"patient_id": number, "site": "A", "a": number % 7, "days": 10.0 + number}
+    return pd.DataFrame(columns | {"died": died})
+
+
+def test_a_batch_is_the_whole_training_set_with_time_and_event() -> None:
+    dm, table = make(), pd.read_csv(PATIENTS)
+    (batch,) = dm.train_dataloader()
+    assert batch._fields == ("x", "y", "row", "site")
+    assert batch.x.isfinite().all()
+    there = table.iloc[batch.row.numpy()]
+    np.testing.assert_array_equal(batch.y.numpy(), there[["days", "died"]].to_numpy(np.float32))
+    assert [dm.sites[s] for s in batch.site] == there["site"].tolist()
+    assert dm.batches_per_epoch == 1
+
+
+def test_small_batches_are_shuffled() -> None:
+    dm = make(batch_size=64)
+    first, *rest = dm.train_dataloader()
+    assert len(rest) + 1 == dm.batches_per_epoch == -(-len(dm.split.train) // 64)
+    assert first.row.tolist() != sorted(first.row.tolist())
+
+
+def test_medians_know_the_training_patients_only() -> None:
+    dm = make(test_site="C")
+    assert dm.preprocessing.fitted_on == digest_ids(dm.follow_up.table.patient[dm.split.train])
+    train = dm.follow_up.table.values[dm.split.train, 0]
+    assert dm.preprocessing.center[0] == pytest.approx(float(np.median(train)))
+
+
+def test_both_parts_hold_their_share_of_the_events() -> None:
+    dm = make(val_fraction=0.25)
+    train, val = (dm.rows(part).y[:, 1] for part in ("train", "val"))
+    assert abs(train.mean() - val.mean()) < 0.02
+
+
+def test_a_site_may_be_kept_for_the_test() -> None:
+    dm = make(test_site="C")
+    assert {dm.sites[s] for s in dm.rows("test").site} == {"C"}
+    assert {dm.sites[s] for s in dm.rows("train").site} == {"A", "B"}
+
+
+def test_a_split_column_may_do_without_validation() -> None:
+    table = small().assign(part=["train"] * 30 + ["test"] * 10)
+    dm = make(table, split_column="part")
+    assert len(dm.rows("val").y) == 0
+    assert dm.val_dataloader() == []
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "message"),
+    [
+        (small(events=0), {}, r"training part must hold at least two events; found 32 .* with 0"),
+        (small(events=1), {}, r"part must hold at least two events; found .* with [01]\."),
+        (
+            small(events=2).assign(part=["train"] * 30 + ["val"] * 10),
+            {"split_column": "part"},
+            r"validation part must hold at least two events; found 10 patients with 0",
+        ),
+        (
+            small(events=2).assign(part=["train"] * 20 + ["val"] * 20),
+            {"split_column": "part"},
+            r"training part must hold at least two events; found 20 patients with 1",
+        ),
+        (small(), {"batch_size": 1}, r"batch_size must be at least 2 or None.*got 1"),
+        (small(), {"split_column": "a", "test_site": "A"}, r"from a column or leaves one site out"),
+        (small(), {"time": "weeks"}, r"no column \['weeks'\]"),
+    ],
+    ids=[
+        "no events",
+        "one event",
+        "none in validation",
+        "one in training",
+        "batch of one",
+        "two splits",
+        "no time",
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    table: pd.DataFrame, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(table, **settings)
+
+
+def test_a_checkpoint_prepares_new_patients_as_the_training_did(
+    quiet: dict[str, Any], tmp_path: Path
+) -> None:
+    dm = make(test_site="C")
+    model = LitCox("medkit.models.nets:mlp", {"inputs": dm.num_features, "hidden": [4]})
+    trainer = pl.Trainer(**quiet, max_epochs=1, log_every_n_steps=1)
+    trainer.fit(model, dm)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = SurvivalDataModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    new = pd.read_csv(PATIENTS).query("site == 'C'").drop(columns=["days", "died"])
+    batch = kept.apply(new)
+    torch.testing.assert_close(batch.x, dm.rows("test").x, rtol=0, atol=0)
+    assert batch.y.isnan().all()
+
+
+def test_a_checkpoint_of_other_patients_is_refused() -> None:
+    state = make(split_seed=0).state_dict()
+    with pytest.raises(ValueError, match=r"goes on with the patients it was trained on"):
+        make(split_seed=1).load_state_dict(state)
+
+
+def test_rows_before_setup_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"setup\(\) has not run"):
+        SurvivalDataModule(PATIENTS, **ROLES).rows("train")
