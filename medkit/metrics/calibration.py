@@ -150,8 +150,10 @@ def ece(
         moves = sums.reshape(units, many) - gap / units  # what a patient adds to each bin's gap
         spread = moves.T @ moves
     spread = spread * units / (units - 1)
-    half = z * sqrt(float(side @ spread @ side))
-    bias = float(np.sum(_mean_absolute(np.abs(gap), np.sqrt(np.diag(spread))) - np.abs(gap)))
+    half = z * sqrt(max(0.0, float(side @ spread @ side)))
+    bias = float(
+        np.sum(_mean_absolute(np.abs(gap), np.sqrt(np.maximum(np.diag(spread), 0))) - np.abs(gap))
+    )
     # what calibrated models show: the noise of outcomes, or what is seen between patients
     root = np.diag(np.sqrt(np.bincount(bin_of, scores * (1 - scores)))) / n
     if owner is not None:
@@ -170,10 +172,9 @@ def ece(
 
 def _mean_absolute(mean: Floats, sd: Floats) -> Floats:
     """Return the mean of the absolute value of normal numbers (the folded normal's)."""
-    safe = np.maximum(sd, 1e-300)
-    ratio = mean / safe
+    ratio = np.minimum(mean / np.where(sd > 0, sd, 1.0), 40.0)  # beyond it nothing is folded
     folded = sd * sqrt(2 / pi) * np.exp(-(ratio**2) / 2) + mean * (1 - 2 * ndtr(-ratio))
-    return np.asarray(np.where(sd > 0, folded, mean))
+    return np.asarray(np.where((sd > 0) & (ratio < 40), folded, mean))
 
 
 def slope_and_intercept(

@@ -11,6 +11,8 @@ from scipy.special import expit, logit
 from medkit.metrics.checks import Floats
 
 _STEPS = 100
+_LEAP = 4.0  # log odds a step may move any row
+_CLOSE = 1e-18  # what another step would add to the log-likelihood, relative to it
 _CUT = 1e-7  # what a float32 sigmoid can tell from 1
 
 
@@ -66,7 +68,7 @@ def fit_logistic(
     """
 
     def log_likelihood(eta: Floats) -> float:
-        return float(np.sum(weights * (labels * eta - np.logaddexp(0, eta))))
+        return float(np.sum(weights * -np.logaddexp(0, (1 - 2 * labels) * eta)))
 
     coef = np.zeros(columns.shape[1])
     now = log_likelihood(columns @ coef + offset)
@@ -80,11 +82,13 @@ def fit_logistic(
         except np.linalg.LinAlgError:
             break
         step = covariance @ slopes.sum(0)
-        if np.abs(step).max() < 1e-9:
+        if float(step @ slopes.sum(0)) < _CLOSE * (1 + abs(now)):
             return Fit(coef, covariance, slopes @ covariance)
+        # where all probabilities are near 0 or 1 the curvature is none, and Newton leaps away
+        step = step * min(1.0, _LEAP / float(np.abs(columns @ step).max()))
         for _ in range(40):
             found = log_likelihood(columns @ (coef + step) + offset)
-            if found >= now - 1e-12 * abs(now):
+            if found >= now - 1e-12 * (1 + abs(now)):
                 break
             step = step / 2
         coef, now = coef + step, found

@@ -148,6 +148,13 @@ def test_probabilities_of_0_and_1_are_cut_and_not_infinite() -> None:
     assert np.isfinite([slope.value, intercept.value]).all()
 
 
+@pytest.mark.parametrize("sure", [[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 0], [1e-9, 0.5, 1, 1]])
+def test_the_intercept_of_a_model_that_is_all_but_sure_is_found(sure: list[float]) -> None:
+    y, cut = np.array([1.0, 0, 1, 1]), logit(np.clip(sure, 1e-7, 1 - 1e-7))
+    got = slope_and_intercept(y, sure)[1].value
+    assert np.sum(expit(cut + got)) == pytest.approx(3, abs=1e-9)
+
+
 def test_slope_of_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"calibration slope and intercept needs both classes"):
         slope_and_intercept([0, 0], [0.1, 0.2])
