@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from medkit.data import preprocessing, splits
 from medkit.data.batches import Batch, TableDataset
+from medkit.data.contract import Contract
 from medkit.data.linear import LogisticBaseline, fit_logistic
 from medkit.data.preprocessing import Preprocessing, digest_ids
 from medkit.data.split_plan import SplitPlan
@@ -51,6 +52,8 @@ class EHRDataModule(pl.LightningDataModule):
         ignore: Columns that are no features.
         missing_codes: Column (or "*" for all) -> values that mean missing, such as
             ``{"chol": [0], "*": ["?"]}``. Blank cells are missing anyway.
+        contract: What the columns must be (YAML file, plain types or a ``Contract``): its columns
+            are the features, repaired by it. What was done is in ``table.broken``.
         test_site: Keep this site for the external test.
         split_column: Take the split from a column that says train, val and test.
         val_fraction: Share of the patients in validation, stratified by site and outcome.
@@ -83,6 +86,7 @@ class EHRDataModule(pl.LightningDataModule):
         site: str | None = None,
         ignore: Sequence[str] = (),
         missing_codes: Mapping[str, Sequence[Code]] | None = None,
+        contract: str | Path | Mapping[str, Any] | Contract | None = None,
         test_site: str | None = None,
         split_column: str | None = None,
         val_fraction: float = 0.2,
@@ -107,6 +111,8 @@ class EHRDataModule(pl.LightningDataModule):
         missing_codes = {name: as_list(codes) for name, codes in (missing_codes or {}).items()}
         patient, site = patient or None, site or None
         test_site, split_column = test_site or None, split_column or None
+        agreed = None if not contract else Contract.of(contract)
+        contract = None if agreed is None else agreed.to_mapping()
         self.save_hyperparameters()
         if draws not in DRAWS:
             raise ValueError(
@@ -120,6 +126,7 @@ class EHRDataModule(pl.LightningDataModule):
                 f"{chosen}. Keep one of them."
             )
         self.csv_path = csv_path
+        self.contract = agreed
         self.spec = TableSpec(
             target, patient, site, split_column, tuple(ignore), missing_codes, target_above
         )
@@ -155,7 +162,7 @@ class EHRDataModule(pl.LightningDataModule):
         """Read, check, split and fit; once, however often Lightning asks."""
         if self._rows is not None:
             return
-        table = read_table(self.csv_path, self.spec)
+        table = read_table(self.csv_path, self.spec, contract=self.contract)
         split = self.plan.split(table)
         splits.require_both_classes(table.y, split.train, part="training")
         splits.require_both_classes(table.y, split.val, part="validation")
@@ -244,7 +251,9 @@ class EHRDataModule(pl.LightningDataModule):
         Raises:
             ValueError: Where a feature is missing or is not what it must be.
         """
-        return self._batch(read_table(table, self.spec, features=self._fitted().features))
+        return self._batch(
+            read_table(table, self.spec, features=self._fitted().features, contract=self.contract)
+        )
 
     def row_ids(self, row: Tensor | Sequence[int]) -> list[str]:
         """Return patient and row number as text; make a pseudonym of it before you keep it."""
@@ -317,11 +326,19 @@ class EHRDataModule(pl.LightningDataModule):
             "baseline": None if self._baseline is None else self._baseline.state(),
             "digests": self.digests,
             "data_sha256": self.data_sha256,
+            "contract_sha256": self._contract_sha256,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the stored preprocessing; refuse it where it was fitted on other patients."""
         stored = Preprocessing.from_state(state_dict["preprocessing"])
+        agreed = state_dict.get("contract_sha256", "")
+        if agreed != self._contract_sha256:
+            raise ValueError(
+                "a checkpoint goes on with the data contract it was trained under; its digest is "
+                f"{agreed[:12] or 'none'}, this one's {self._contract_sha256[:12] or 'none'}. Take "
+                "that contract (it is in the checkpoint's hyper_parameters), or begin a new run."
+            )
         if self.preprocessing is not None:
             _require_same_rows(stored, self.preprocessing)
         changed = stored != self.preprocessing
@@ -334,6 +351,10 @@ class EHRDataModule(pl.LightningDataModule):
             self.data_sha256 = state_dict["data_sha256"]
         elif changed:  # the last bit of a mean on another CPU: the stored one counts
             self._rows = self._batch(self.table)
+
+    @property
+    def _contract_sha256(self) -> str:
+        return "" if self.contract is None else self.contract.digest
 
     def _read(self) -> Table:
         if self.table is None:
