@@ -29,16 +29,19 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from medkit import keyed
-from medkit.metrics import thresholds
+from medkit.metrics import resample, thresholds
 from medkit.metrics.benefit import net_benefit
-from medkit.metrics.calibration import brier, ece, slope_and_intercept
+from medkit.metrics.calibration import brier, ece, equal_bins, slope_and_intercept
 from medkit.metrics.checks import Floats
 from medkit.metrics.discrimination import auprc, auroc, auroc_difference, prevalence
+from medkit.metrics.ranking import Ranking
+from medkit.metrics.recalibration import fit_logistic, log_odds
 from medkit.metrics.survival import harrell_c, uno_c
 from medkit.record.results import Metric
 
 MEAN, SD = -2.2, 1.6  # of the true log odds
-SHIFT, SCALE = 0.25, 1.3  # of the model's log odds
+MODEL = (0.25, 1.3)  # shift and scale of the model's log odds
+CALIBRATED, FAR_TOO_SURE = (0.0, 1.0), (0.25, 2.5)
 NOISE = 0.8  # sd of what a second, worse score adds to them
 THRESHOLD = 0.25
 TAU, CENSORED = 8.0, 0.04  # horizon of Uno's c, rate of censoring
@@ -46,12 +49,13 @@ BARRED = ("auroc", "auroc_bootstrap", "brier", "calibration_slope", "calibration
 LOW, HIGH = 0.93, 0.97
 
 
-def truth() -> dict[str, float]:
-    """Return the population values."""
+def truth(model: tuple[float, float] = MODEL) -> dict[str, float]:
+    """Return the population values for a model with this shift and scale of the log odds."""
+    shift, scale = model
     odds = MEAN + SD * np.linspace(-9, 9, 400_001)
     density = norm.pdf(odds, MEAN, SD)
     density /= density.sum()
-    true, said = expit(odds), expit(SHIFT + SCALE * odds)
+    true, said = expit(odds), expit(shift + scale * odds)
     ones, zeros = density * true, density * (1 - true)
     share = float(ones.sum())
     below = np.cumsum(zeros) - zeros / 2
@@ -63,7 +67,7 @@ def truth() -> dict[str, float]:
     low, high = -5.0, 5.0  # the intercept: mean of sigmoid(it + said log odds) is the prevalence
     for _ in range(80):
         middle = (low + high) / 2
-        too_low = np.sum(density * expit(middle + SHIFT + SCALE * odds)) < share
+        too_low = np.sum(density * expit(middle + shift + scale * odds)) < share
         low, high = (middle, high) if too_low else (low, middle)
     area = float(np.sum(ones * below)) / (share * (1 - share))
     return {
@@ -73,7 +77,7 @@ def truth() -> dict[str, float]:
         "auprc_bootstrap": float(np.sum(ones * above_ones / above_all)) / share,
         "prevalence": share,
         "brier": float(np.sum(density * (said**2 * (1 - true) + (1 - said) ** 2 * true))),
-        "calibration_slope": 1 / SCALE,
+        "calibration_slope": 1 / scale,
         "calibration_intercept": low,
         "ece": float(np.abs(np.bincount(decile, density * (said - true))).sum()),
         "sensitivity": tp / share,
@@ -89,10 +93,11 @@ def truth() -> dict[str, float]:
 
 def _noisy_area() -> float:
     """Return the AUROC of the log odds with noise added, by quadrature over sums."""
-    width = np.hypot(SCALE * SD, NOISE)
-    score = SHIFT + SCALE * MEAN + width * np.linspace(-8, 8, 4001)
+    shift, scale = MODEL
+    width = np.hypot(scale * SD, NOISE)
+    score = shift + scale * MEAN + width * np.linspace(-8, 8, 4001)
     # the log odds given the score are normal
-    center = MEAN + (SCALE * SD**2 / width**2) * (score - SHIFT - SCALE * MEAN)
+    center = MEAN + (scale * SD**2 / width**2) * (score - shift - scale * MEAN)
     spread = SD * NOISE / width
     node, weight = np.polynomial.hermite_e.hermegauss(60)
     true = expit(center[:, None] + spread * node) @ (weight / weight.sum())
@@ -118,7 +123,9 @@ def _c(*, censored: bool) -> float:
     return float(right / pairs.sum())
 
 
-def sample(rows: int, rep: int, patients: int | None = None) -> dict[str, Floats]:
+def sample(
+    rows: int, rep: int, patients: int | None = None, model: tuple[float, float] = MODEL
+) -> dict[str, Floats]:
     """Draw rows; with ``patients``, each of them in several rows that differ in the noise."""
     draw = keyed.generator(0, "synth", "coverage", rows, rep, patients or 0)
     units = patients or rows
@@ -127,7 +134,7 @@ def sample(rows: int, rep: int, patients: int | None = None) -> dict[str, Floats
     event = draw.exponential(1 / np.exp(odds))
     end = draw.exponential(1 / CENSORED, units)
     whose = np.arange(units) if patients is None else draw.integers(units, size=rows)
-    said = SHIFT + SCALE * odds[whose]
+    said = model[0] + model[1] * odds[whose]
     return {
         "y": y[whose],
         "prob": expit(said),
@@ -172,6 +179,25 @@ def ordered(rows: dict[str, Floats]) -> dict[str, Metric]:
     return {"harrell_c": harrell_c(time_, event, risk), "uno_c": uno_c(time_, event, risk, tau=TAU)}
 
 
+def usual(rows: dict[str, Floats]) -> dict[str, Metric]:
+    """Return the intervals that are usual and that the kit does not use, beside its own."""
+    y, prob = rows["y"], rows["prob"]
+    n, ranking, bin_of = len(y), Ranking(y, prob), equal_bins(prob, 10)
+    gaps = (prob - y)[:, None] * (bin_of[:, None] == np.arange(10))
+    fit = fit_logistic(y, np.ones((n, 1)), offset=log_odds(prob))
+    value, half = float(fit.coef[0]), 1.96 * float(fit.covariance[0, 0]) ** 0.5
+    area = resample.interval(ranking.auroc, n, strata=y)
+    error = resample.interval(lambda w: np.abs(w @ gaps).sum(1) / w.sum(1), n)
+    return {
+        "calibration_intercept": slope_and_intercept(y, prob)[1],
+        "calibration_intercept_wald": Metric(value, value - half, value + half),
+        "auroc_bootstrap": auroc(y, prob, interval="bootstrap"),
+        "auroc_percentile": Metric(*area),
+        "ece": ece(y, prob),
+        "ece_percentile": Metric(*error),
+    }
+
+
 def covered(found: Iterable[dict[str, Metric]], values: dict[str, float]) -> dict[str, list[int]]:
     """Count, per metric, repetitions whose interval holds the truth, misses below and above."""
     counts: dict[str, list[int]] = {}
@@ -180,8 +206,8 @@ def covered(found: Iterable[dict[str, Metric]], values: dict[str, float]) -> dic
             count = counts.setdefault(name, [0, 0, 0])
             if metric.low is None or metric.high is None:
                 continue
-            place = 0 if metric.low <= values[name] <= metric.high else 1
-            count[place + (place and int(metric.low > values[name]))] += 1
+            true = values[name]
+            count[0 if metric.low <= true <= metric.high else 2 if metric.low > true else 1] += 1
     return counts
 
 
@@ -189,7 +215,7 @@ def main() -> int:
     report = Report(__doc__)
     values = truth()
     check(report, values)
-    many, some = (400, 100) if report.quick else (4000, 1000)
+    many, some = (400, 200) if report.quick else (4000, 1000)
     for rows in (600, 200, 100):
         for make, reps in ((cheap, many), (drawn, some), (ordered, some)):
             began = time.process_time()
@@ -203,6 +229,14 @@ def main() -> int:
         for rows in (sample(600, rep, patients=300) for rep in range(reps))
     )
     show(report, "n600_of_300_patients", covered(found, values), reps, values, bars=False)
+    report.note("the usual intervals beside the kit's")
+    for name, model in (("calibrated", CALIBRATED), ("far_too_sure", FAR_TOO_SURE)):
+        for rows in (600, 100):
+            other = truth(model)
+            other |= {"calibration_intercept_wald": other["calibration_intercept"]}
+            other |= {"auroc_percentile": other["auroc"], "ece_percentile": other["ece"]}
+            found = (usual(sample(rows, rep, model=model)) for rep in range(some // 2))
+            show(report, f"{name}_n{rows}", covered(found, other), some // 2, other, bars=False)
     return report.finish()
 
 

@@ -118,8 +118,8 @@ def ece(
     It is never 0 on few rows: ``method`` says what a perfectly calibrated model of this size shows
     on average, and the limits are those of the value less its bias (a mean of absolute values of
     noisy gaps), the lower one 0 where a calibrated model shows as much once in twenty times. The
-    percentile bootstrap doubles the bias instead: it held the truth in 0 to 92 % of samples of 600
-    rows. Read slope and intercept first, which have no bias to speak of.
+    percentile bootstrap doubles the bias instead, and never holds the truth of a calibrated model
+    (``benchmarks/interval_coverage.py``). Read slope and intercept first, which have no bias to speak of.
 
     Args:
         y: Labels 0 and 1, ``(N,)``.
