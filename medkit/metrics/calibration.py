@@ -119,7 +119,8 @@ def ece(
     on average, and the limits are those of the value less its bias (a mean of absolute values of
     noisy gaps), the lower one 0 where a calibrated model shows as much once in twenty times. The
     percentile bootstrap doubles the bias instead, and never holds the truth of a calibrated model
-    (``benchmarks/interval_coverage.py``). Read slope and intercept first, which have no bias to speak of.
+    (``benchmarks/interval_coverage.py``). Read slope and intercept first, which have no bias to
+    speak of.
 
     Args:
         y: Labels 0 and 1, ``(N,)``.
