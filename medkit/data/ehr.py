@@ -13,15 +13,16 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from medkit.data import preprocessing, splits
-from medkit.data.batches import Batch, TableDataset
+from medkit.data.batches import Batch
 from medkit.data.contract import Contract
+from medkit.data.leakage import Finding, after_setup
 from medkit.data.linear import LogisticBaseline, fit_logistic
 from medkit.data.preprocessing import Preprocessing, digest_ids
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
+from medkit.data.table_loader import TableLoader
 from medkit.data.tables import Code, Table, TableSpec, as_list, read_table
 from medkit.record.files import sha256_file
 
@@ -41,7 +42,8 @@ class EHRDataModule(pl.LightningDataModule):
     After :meth:`setup`: ``features`` (names of the columns of ``x``), ``num_features``, ``prior``
     (share of label 1 in the training rows), ``baseline`` (logistic regression fitted on them),
     ``sites``, ``split``, ``table``, ``preprocessing``, ``digests`` (part -> digest of its
-    patients). Prior, baseline and digests are in the checkpoint too.
+    patients), ``findings`` (of the audit for leaks). Prior, baseline and digests are in the
+    checkpoint too.
 
     Args:
         csv_path: CSV or Parquet, one row per encounter.
@@ -73,7 +75,7 @@ class EHRDataModule(pl.LightningDataModule):
             ``logit_shift=dm.logit_shift`` to the model to put the prior back.
         baseline_c: Inverse strength of the baseline's penalty; None: no baseline.
         batch_size: Encounters a batch.
-        num_workers: Worker processes; 0 is fastest for tables that fit in memory.
+        num_workers: Has no effect: rows in memory leave nothing to do for worker processes.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class EHRDataModule(pl.LightningDataModule):
         self.sites: list[str] = []
         self.prior = float("nan")
         self.digests: dict[str, str] = {}
+        self.findings: list[Finding] = []  # of the audit for leaks
         self.data_sha256 = ""  # of the file read, for the run folder
         self._baseline: LogisticBaseline | None = None
         self._rows: Batch | None = None
@@ -186,6 +189,8 @@ class EHRDataModule(pl.LightningDataModule):
         if self._baseline is None and self.baseline_c is not None:
             train = self.rows("train")
             self._baseline = fit_logistic(train.x, train.y, c=self.baseline_c)
+        x = self._rows.x.numpy()
+        self.findings = after_setup(table, split, fitted, contract=self.contract, x=x)
 
     @property
     def features(self) -> list[str]:
@@ -269,29 +274,24 @@ class EHRDataModule(pl.LightningDataModule):
             for site in self.sites
         }
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> TableLoader:
         """Return the training rows, shuffled or balanced; ``keyed(dm)`` makes the order keyed."""
-        rows = self.rows("train")
-        sampler = None
-        if self.draws == "balanced":
-            share = torch.where(rows.y == 1, self.prior, 1 - self.prior)
-            # float64: on float32 weights torch.multinomial is silently wrong for long tables
-            sampler = WeightedRandomSampler(0.5 / share.double(), len(rows.y))  # type: ignore[arg-type]
-        return DataLoader(
-            TableDataset(rows),
+        self._read()
+        at = torch.as_tensor(self.split.train)  # type: ignore[union-attr]
+        labels = self._rows.y[at] if self.draws == "balanced" else None  # type: ignore[union-attr]
+        return TableLoader(
+            self._rows,  # type: ignore[arg-type]
             self.batch_size,
-            shuffle=sampler is None,
-            sampler=sampler,
-            collate_fn=_as_it_is,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            rows=at,
+            shuffle=labels is None,
+            balanced_by=labels,
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> TableLoader:
         """Return the validation rows in order."""
         return self.rows_loader(self.rows("val"))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> TableLoader:
         """Return the test rows in order.
 
         Raises:
@@ -305,15 +305,14 @@ class EHRDataModule(pl.LightningDataModule):
             )
         return self.rows_loader(rows)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> TableLoader:
         """Return the test rows where there are any, else the validation rows."""
         rows = self.rows("test")
         return self.rows_loader(rows if len(rows.y) else self.rows("val"))
 
-    def rows_loader(self, rows: Batch) -> DataLoader[Batch]:
+    def rows_loader(self, rows: Batch) -> TableLoader:
         """Return a loader that goes through the rows in order, such as those of :meth:`apply`."""
-        size = max(self.batch_size, EVAL_BATCH)
-        return DataLoader(TableDataset(rows), size, collate_fn=_as_it_is)
+        return TableLoader(rows, max(self.batch_size, EVAL_BATCH))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what prediction and resume need, in plain types."""
@@ -390,7 +389,3 @@ def _require_same_rows(stored: Preprocessing, fitted: Preprocessing) -> None:
             f"{fitted.rows} (digest {fitted.fitted_on[:12]}). Use the same table, split_seed and "
             "fractions, or begin a new run; for new rows use dm.apply(table)."
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

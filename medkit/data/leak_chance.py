@@ -97,7 +97,7 @@ def single_features(table: Table, rows: Rows, known: Sequence[str]) -> list[Find
             {"auroc": found},
             "Is it written down after the outcome, or made from it? Then leave it out: "
             f"ignore={columns}. If it is known when the prediction is made, say so: "
-            f"known={columns}.",
+            "`recorded: before` in the contract (known= of audit).",
         )
     ]
 

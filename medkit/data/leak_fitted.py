@@ -190,7 +190,7 @@ def recorded_after(features: Sequence[str], after: Sequence[str]) -> list[Findin
                 f"{', '.join(names[:5])}: the name speaks of the end of the stay.",
                 {"columns": names},
                 f"If it is not known when the prediction is made, leave it out: ignore={names}; "
-                f"if it is, say so: known={names}.",
+                "if it is, say so: `recorded: before` in the contract (known= of audit).",
             )
         )
     return findings

@@ -12,7 +12,7 @@ import numpy as np
 
 from medkit.data.ehr import EHRDataModule
 from medkit.data.leak_findings import Finding, report, worst_first
-from medkit.data.leakage import audit
+from medkit.data.leakage import audit, recorded
 from medkit.data.preprocessing import Preprocessing
 from medkit.data.splits import PARTS, Split
 from medkit.data.tables import Table
@@ -153,11 +153,14 @@ def _audit_stage(
     table, split = dm.table, dm.split
     if table is None or split is None:
         raise RuntimeError("setup() must leave table and split, and it left none. Report this.")
+    after, known = recorded(dm.contract)
     found.findings += audit(
         table,
         split,
         Preprocessing.from_state(stored.state["preprocessing"]),
         stored=stored.state.get("digests"),
+        recorded_after=after,
+        known=known,
     )
     found.checked.append(
         f"stage {stored.stage}: {path.name}, {len(table.y)} rows, its split and transformers"

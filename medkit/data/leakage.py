@@ -38,6 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medkit import keyed
 from medkit.data import leak_chance, leak_fitted, leak_split
+from medkit.data.contract import Contract, feature_names
 from medkit.data.leak_duplicates import Copies, duplicates
 from medkit.data.leak_findings import Finding, report, worst_first
 from medkit.data.leak_fitted import split_digests
@@ -111,9 +112,8 @@ def after_setup(
     split: Split,
     preprocessing: Preprocessing | None,
     *,
+    contract: Contract | None = None,
     sampler_rows: ArrayLike | None = None,
-    recorded_after: Sequence[str] = (),
-    known: Sequence[str] = (),
     x: NDArray[np.float32] | None = None,
 ) -> list[Finding]:
     """Audit what a DataModule has set up: leaks go to the log, and to the ledger of a run.
@@ -122,16 +122,26 @@ def after_setup(
     about as many, whole patients at random, are looked at for the rest: telling columns are found
     all the same, a few copies among millions by :func:`audit` alone.
 
+    Args:
+        table: All rows, with labels.
+        split: Who is in which part.
+        preprocessing: As fitted.
+        contract: Says what is recorded before the outcome (those columns are vouched for) and
+            what after it.
+        sampler_rows: As for :func:`audit`.
+        x: The table as the net sees it.
+
     Returns:
         The findings, as :func:`audit` does.
     """
+    after, known = recorded(contract)
     if len(table.y) <= AFTER_SETUP_ROWS:
         findings = audit(
             table,
             split,
             preprocessing,
             sampler_rows=sampler_rows,
-            recorded_after=recorded_after,
+            recorded_after=after,
             known=known,
             x=x,
         )
@@ -142,11 +152,20 @@ def after_setup(
             [
                 *leak_fitted.fitted(table, split, preprocessing, {}),
                 *leak_fitted.sampler(split, drawn),
-                *audit(small, part, None, recorded_after=recorded_after, known=known),
+                *audit(small, part, None, recorded_after=after, known=known),
             ]
         )
     _write_down([finding for finding in findings if finding.severity == "leak"])
     return findings
+
+
+def recorded(contract: Contract | None) -> tuple[list[str], list[str]]:
+    """Return the columns recorded after the outcome, and the features recorded before it."""
+    if contract is None:
+        return [], []
+    before = (pair for pair in contract.columns.items() if pair[1].recorded == "before")
+    known = [name for column, rule in before for name in feature_names(column, rule)]
+    return contract.recorded_after, known
 
 
 def _sample(table: Table, split: Split) -> tuple[Table, Split]:

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from medkit.data import leakage
+from medkit.data.contract import Column, Contract
+from medkit.data.ehr import EHRDataModule
 from medkit.data.leak_findings import Finding, more_than_chance, report
 from medkit.data.leak_split import normal_id
 from medkit.data.leakage import after_setup, audit, split_digests
@@ -16,7 +19,16 @@ from medkit.data.preprocessing import digest_ids
 from medkit.data.splits import Split
 from medkit.record.folder import RunFolder
 from medkit.record.lock import RunLock
-from tests.data.leak_cases import alarms, clean, fitted, hospitals, of, split_of, with_column
+from tests.data.leak_cases import (
+    ENCOUNTERS,
+    alarms,
+    clean,
+    fitted,
+    hospitals,
+    of,
+    split_of,
+    with_column,
+)
 
 
 def test_a_clean_split_raises_no_alarm() -> None:
@@ -310,6 +322,36 @@ def test_after_setup_nothing_is_written_into_a_run_that_is_over(running: RunFold
     table, split, _ = clean()
     after_setup(table, split, fitted(table, split.val))
     assert running.ledger.read() == []
+
+
+def test_a_set_up_of_copied_records_warns_and_keeps_what_was_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = pd.read_csv(ENCOUNTERS)
+    again = table[:60].assign(patient_id=[f"E{number}" for number in range(60)])
+    pd.concat([table, again]).to_csv(tmp_path / "twice.csv", index=False)
+    dm = EHRDataModule(tmp_path / "twice.csv", target="died", site="site")
+    with caplog.at_level(logging.WARNING):
+        dm.setup()
+    assert of(dm.findings, "exact duplicates")
+    assert "leak: exact duplicates" in caplog.text
+
+
+def test_a_clean_set_up_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    dm = EHRDataModule(ENCOUNTERS, target="died", site="site", test_site="C")
+    with caplog.at_level(logging.WARNING, logger="medkit.data.leakage"):
+        dm.setup()
+    assert alarms(dm.findings) == []
+    assert not caplog.records
+
+
+def test_a_contract_vouches_for_what_is_recorded_before_the_outcome() -> None:
+    table, split, _ = clean()
+    table = with_column(table, "death_risk", table.y)
+    columns = {"death_risk": Column("number", recorded="before")}
+    contract = Contract(columns, target="died", patient="patient_id")
+    assert alarms(after_setup(table, split, None)) != []
+    assert alarms(after_setup(table, split, None, contract=contract)) == []
 
 
 def test_a_large_table_is_audited_in_part_and_its_digests_in_whole(
