@@ -39,8 +39,7 @@ from medkit.metrics.spread import mean_over_seeds, sd_over_seeds
 from medkit.metrics.survival import calibration_at, harrell_c, uno_c
 from medkit.models.classifier import warmup_cosine
 from medkit.models.cox import choose_l2, fit_cox
-from medkit.models.cox_net import warm_start
-from medkit.models.survival import LitCox
+from medkit.models.survival import LitCox, warm_start
 from medkit.trainer import stable_trainer, start_run
 
 SEEDS = (42, 43, 44, 45, 46)

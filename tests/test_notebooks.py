@@ -27,7 +27,11 @@ from medkit.record.results import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CPU_S = {"01_first_training": 40, "03_kill_and_resume": 90}  # of a quick run, imports included
+CPU_S = {  # of a quick run, imports included
+    "01_first_training": 40,
+    "03_kill_and_resume": 90,
+    "14_survival_between_hospitals": 40,
+}
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

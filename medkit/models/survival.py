@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from medkit.data.batches import Batch
 from medkit.metrics.survival import harrell_c
 from medkit.models.classifier import warmup_cosine
-from medkit.models.cox import BaselineHazard, breslow
+from medkit.models.cox import BaselineHazard, CoxBaseline, breslow
 from medkit.models.losses import cox_terms
 from medkit.models.nets import build
 
@@ -60,8 +60,7 @@ class LitCox(pl.LightningModule):
 
     Args:
         net: Factory of a net that maps ``x`` to ``(B, 1)`` or ``(B,)``, as "package.module:name",
-            so that the checkpoint can rebuild it. :func:`~medkit.models.cox_net.warm_start`
-            gives the default.
+            so that the checkpoint can rebuild it. :func:`warm_start` gives the default.
         net_args: The factory's arguments, plain types.
         total_steps: Optimizer steps of the whole training: the rate rises over the first
             ``warmup`` of them and falls along a cosine to zero at the last. None: a constant rate.
@@ -246,6 +245,20 @@ class LitCox(pl.LightningModule):
         some = slice(None, None, -(-len(eta) // _MOST_RANKED))
         c_index = harrell_c(time[some], event[some], eta.cpu().numpy()[some]).value
         self.log_dict({f"{stage}/loss": total / max(events, 1.0), f"{stage}/c_index": c_index})
+
+
+def warm_start(
+    cox: CoxBaseline, *, hidden: Sequence[int] = (32,), dropout: float = 0.0
+) -> dict[str, Any]:
+    """Return ``net`` and ``net_args`` of a net that starts as a fitted linear Cox model.
+
+    A residual MLP is trained beside the linear part, which stays as it was fitted; its last layer
+    begins at zero. A net that starts from random weights spends its training on finding the linear
+    part, and differs from seed to seed in how well it has.
+    """
+    arguments = {"coef": cox.coef.tolist(), "intercept": 0.0}  # hazards have no level of their own
+    arguments |= {"hidden": list(hidden), "dropout": dropout}
+    return {"net": "medkit.models.tabular:warm_mlp", "net_args": arguments}
 
 
 def gather(batches: Iterable[Ranked]) -> dict[str, NDArray[Any]]:

@@ -15,9 +15,8 @@ from medkit.data.survival import SurvivalDataModule
 from medkit.metrics.survival import kaplan_meier
 from medkit.models import survival
 from medkit.models.cox import CoxBaseline, breslow, fit_cox
-from medkit.models.cox_net import warm_start
 from medkit.models.losses import cox_terms
-from medkit.models.survival import LitCox, gather
+from medkit.models.survival import LitCox, gather, warm_start
 
 PATIENTS = Path(__file__).parents[2] / "data_samples" / "survival" / "patients.csv"
 
