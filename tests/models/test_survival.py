@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from medkit import keyed
 from medkit.data.batches import Batch, TableDataset
 from medkit.data.survival import SurvivalDataModule
-from medkit.metrics.survival import kaplan_meier
+from medkit.metrics.survival import harrell_c, kaplan_meier
 from medkit.models import survival
 from medkit.models.cox import CoxBaseline, breslow, fit_cox
 from medkit.models.losses import cox_terms
@@ -267,3 +268,16 @@ def test_bad_settings_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         model(dm, **settings)
+
+
+def test_penalised_cox_ranks_the_real_patients_of_six_regions(real_data: Path) -> None:
+    folder = real_data / "fed_tcga_brca"
+    split = pd.read_csv(folder / "train_test_split.csv")[["pid", "fold"]]
+    table = pd.read_csv(folder / "brca.csv").merge(split, on="pid")
+    roles = {"time": "T", "event": "E", "patient": "pid", "split_column": "fold"}
+    data = SurvivalDataModule(table, **roles, scale="standard", clip=None)
+    data.setup()
+    train, test = data.rows("train"), data.rows("test")
+    assert (len(train.y), len(test.y)) == (866, 222)
+    eta = fit_cox(train.x, *train.y.numpy().T, l2=1.0).risk(test.x)
+    assert harrell_c(*test.y.numpy().T, eta).value > 0.8
