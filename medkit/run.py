@@ -226,8 +226,8 @@ class Run:
             raise SettingsChangedError(
                 f"{self.dir} must be resumed under the settings it was started with, but "
                 + "; ".join(differences)
-                + ". Set them back, start a new run, or pass allow_inexact=True "
-                "(--allow-inexact): it then goes on and is marked exact: false."
+                + ". Set them back, start a new run, or pass allow_inexact=True to "
+                "start_run (a job: --allow-inexact): it then goes on and is marked exact: false."
             )
         for difference in differences:
             self.mark_inexact(f"resumed although {difference}")

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from medkit.callbacks.bits import bits
-from medkit.callbacks.fingerprint import fingerprint, settings
+from medkit.callbacks.fingerprint import fingerprint, of_module, settings
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
@@ -148,6 +148,7 @@ class _RunPoints(ResumePoints):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Cut the ledger to the point, and count the steps that are trained again."""
+        self.identity |= of_module(pl_module)  # a finished stage never comes to on_train_start
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if self.resumed_at is None or not trainer.is_global_zero:
             return

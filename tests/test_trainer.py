@@ -282,6 +282,53 @@ def test_a_resume_under_other_settings_is_refused_and_the_setting_named(
     assert sorted((tmp_path / "run" / "checkpoints" / "fit").iterdir()) == points
 
 
+class Chosen(Net):
+    """Keeps its rate as a hyper-parameter; its decay only the optimizer knows."""
+
+    decay = 0.0
+
+    def __init__(self, lr: float = 0.05, weights: str = "/scratch/job1/weights.pt") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.05, weight_decay=self.decay)
+
+
+class Decays(Chosen):
+    decay = 0.1
+
+
+@pytest.mark.parametrize(
+    ("net", "named"),
+    [
+        (lambda: Chosen(lr=0.1), "hyper-parameter lr was 0.05, is 0.1"),
+        (Decays, "optimizer weight_decay was 0.0, is 0.1"),
+    ],
+)
+def test_a_script_that_is_given_another_rate_is_refused(
+    tmp_path: Path, net: Any, named: str
+) -> None:
+    cut_short(tmp_path / "run", net=Chosen)
+    with pytest.raises(SettingsChangedError, match=named):
+        go_on(tmp_path / "run", net=net)
+
+
+def test_a_finished_stage_is_not_loaded_for_another_rate(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", seed=7, threads=1)
+    fit(run, net=Chosen)
+    run.finish("interrupted")
+    with pytest.raises(SettingsChangedError, match=r"hyper-parameter lr was 0\.05, is 0\.1"):
+        go_on(tmp_path / "run", net=lambda: Chosen(lr=0.1))  # type: ignore[arg-type]
+
+
+def test_files_that_lie_elsewhere_are_no_other_setting(tmp_path: Path) -> None:
+    cut_short(tmp_path / "run", net=Chosen)
+    trainer, _ = go_on(tmp_path / "run", net=lambda: Chosen(weights="/scratch/job2/weights.pt"))  # type: ignore[arg-type]
+    assert trainer.global_step == EPOCHS * BATCHES
+    assert record(tmp_path / "run")["exact"] is True
+
+
 def test_a_setting_that_is_no_longer_given_is_refused_as_well(tmp_path: Path) -> None:
     cut_short(tmp_path / "run", gradient_clip_val=0.5)
     with pytest.raises(SettingsChangedError, match=r"gradient_clip_val was 0\.5, is None"):

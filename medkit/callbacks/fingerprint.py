@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,8 +65,8 @@ def describe_changes(found: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         "a run is resumed under the settings it was started with, but "
         + "; ".join(lines)
-        + ". Set them back, start a new run, or pass allow_inexact=True (--allow-inexact): the run "
-        "then goes on and is marked exact: false with these reasons."
+        + ". Set them back, start a new run, or pass allow_inexact=True to start_run (a job: "
+        "--allow-inexact): the run then goes on and is marked exact: false with these reasons."
     )
 
 
@@ -94,14 +95,51 @@ def fingerprint(trainer: pl.Trainer) -> dict[str, Any]:
     if getattr(
         trainer, "reload_dataloaders_every_n_epochs", 0
     ):  # made to differ from epoch to epoch
-        return {"module_sha256": _source_digest(type(trainer.lightning_module))}
-    return {
-        "batches": trainer.num_training_batches,
-        "rows": [len(loader.dataset) for loader in keyed_ones],  # type: ignore[arg-type]
-        "batch_size": [loader.batch_size for loader in keyed_ones],
-        "samples_sha256": [_sample_digest(loader) for loader in keyed_ones],
-        "module_sha256": _source_digest(type(trainer.lightning_module)),
-    }
+        return of_module(trainer.lightning_module) | of_optimizers(trainer)
+    return (
+        of_module(trainer.lightning_module)
+        | of_optimizers(trainer)
+        | {
+            "batches": trainer.num_training_batches,
+            "rows": [len(loader.dataset) for loader in keyed_ones],  # type: ignore[arg-type]
+            "batch_size": [loader.batch_size for loader in keyed_ones],
+            "samples_sha256": [_sample_digest(loader) for loader in keyed_ones],
+        }
+    )
+
+
+def of_module(module: pl.LightningModule) -> dict[str, Any]:
+    """Return the digest of a module's source, and its hyper-parameters as far as they are plain."""
+    found: dict[str, Any] = {"module_sha256": _source_digest(type(module))}
+    for name, value in module.hparams_initial.items():
+        if _is_choice(value):
+            found[f"hyper-parameter {name}"] = value
+    return found
+
+
+def of_optimizers(trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what the optimizers were made with.
+
+    Lightning restores an optimizer's rate from the point: another one, given on the command line of
+    a script, would be ignored in silence.
+    """
+    found: dict[str, Any] = {}
+    for number, optimizer in enumerate(trainer.optimizers):
+        who = f"optimizer {number}" if len(trainer.optimizers) > 1 else "optimizer"
+        found[who] = type(optimizer).__qualname__
+        for name, value in getattr(optimizer, "defaults", {}).items():  # as made, not as restored
+            if _is_choice(value):
+                found[f"{who} {name}"] = value
+    return found
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether it is a plain value that says how to train, and not where files lie."""
+    if isinstance(value, list | tuple):
+        return all(_is_choice(part) for part in value)
+    if isinstance(value, str):
+        return os.sep not in value
+    return isinstance(value, bool | int | float | None)
 
 
 def _sample_digest(loader: KeyedLoader) -> str:
