@@ -194,7 +194,7 @@ def slope_and_intercept(
     outcome is commoner than predicted. Probabilities are cut at 1e-7 from 0 and 1.
 
     Limits are the sandwich's (White 1982). Those of the likelihood (Wald, profile) are too narrow
-    for the intercept as soon as the slope is not 1: at a slope of 0.4 they cover 81 % where 95 %
+    for the intercept as soon as the slope is not 1: at a slope of 0.4 they cover 80 % where 95 %
     is meant.
 
     Args:
