@@ -111,11 +111,13 @@ def plan_sweep(request: SweepRequest, out: Path) -> tuple[Notebook, list[SweepRu
     return notebook, runs, {name: plain(value) for name, value in common.items()}
 
 
-def check_earlier(out: Path, notebook: Notebook, common: dict[str, Any]) -> dict[str, Any]:
+def check_earlier(
+    out: Path, notebook: Notebook, common: dict[str, Any], runs: list[SweepRun]
+) -> dict[str, Any]:
     """Return what an earlier start of this sweep wrote, or an empty dict.
 
-    More seeds and more grid values may be added to a sweep; what its runs have in common may not
-    change, or the table would compare unlike with unlike.
+    More seeds may be added to a sweep. What its runs have in common may not change, or the table
+    would compare unlike with unlike; nor may its grid, or rows would vanish from the table.
 
     Raises:
         UsageError: When the folder holds another sweep, or something else.
@@ -133,14 +135,49 @@ def check_earlier(out: Path, notebook: Notebook, common: dict[str, Any]) -> dict
             "Choose another folder with --out."
         )
     differences = compare(earlier.get("parameters", {}), common)
+    differences += _grid_differences(earlier.get("runs", []), runs)
     if earlier.get("notebook_sha256") != notebook.digest:
-        differences.append("the notebook's code cells have changed")
+        before = earlier.get("notebook")
+        differences.append(
+            "the notebook's code cells have changed"
+            if before == str(notebook.path)
+            else f"the notebook was {before}, is {notebook.path}"
+        )
     if differences:
         raise UsageError(
-            f"{out} holds a sweep that was started otherwise: {'; '.join(differences)}. "
-            "Choose another folder with --out."
+            f"{out} holds another sweep ({'; '.join(differences)}); choose another --out."
         )
     return earlier
+
+
+def _grid_differences(before: list[dict[str, Any]], runs: list[SweepRun]) -> list[str]:
+    """Say in words where a sweep's runs would no longer be among those of its table."""
+    if not before:
+        return []
+    was, is_now = _axes([run["point"] for run in before]), _axes([run.point for run in runs])
+    differences = compare(was, is_now)
+    old_names = {Path(run["path"]).parent.as_posix() for run in before}
+    names = {run.name for run in runs}
+    if not differences and old_names != names:  # 0.1 and .1 are two folders
+        old_name, name = min(old_names - names), min(names - old_names)
+        differences.append(f"-g was written {old_name}, is {name}")
+    seeds = [run.seed for run in runs]
+    gone = {run["seed"] for run in before} - set(seeds)
+    if gone:
+        listed = ", ".join(map(str, sorted(gone, key=str)))
+        differences.append(
+            f"seeds {listed} were part of it, the seeds are now {seeds[0]} to {seeds[-1]}"
+        )
+    return differences
+
+
+def _axes(points: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return each grid parameter's values, whatever their order was."""
+    values: dict[str, dict[str, Any]] = {}
+    for point in points:
+        for name, value in point.items():
+            values.setdefault(f"-g {name}", {})[repr(value)] = value
+    return {name: [kept[key] for key in sorted(kept)] for name, kept in values.items()}
 
 
 def _check_new(out: Path) -> None:

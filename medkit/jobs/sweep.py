@@ -50,7 +50,7 @@ class Sweep:
         self.request = request
         self.out = self._folder()
         self.notebook, self.runs, self.common = plan_sweep(request, self.out)
-        self.earlier = check_earlier(self.out, self.notebook, self.common)
+        self.earlier = check_earlier(self.out, self.notebook, self.common, self.runs)
         self.stop: signal.Signals | None = None
         self.slots = self._slots()
 

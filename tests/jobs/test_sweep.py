@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_a_value_that_can_not_name_a_folder_is_named_by_its_digest(make, tmp_pat
         ({"grid": (("lr", "1"),), "given": (("lr", "2"),)}, "give it once"),
         ({"given": (("run_dir", "x"),)}, "its own run_dir"),
         ({"seeds": 0}, "--seeds must be at least 1"),
+        ({"jobs": -1}, "--jobs must be at least 0"),
         ({"devices": "gpu"}, "--devices must be numbers"),
     ],
 )
@@ -121,6 +123,47 @@ def test_a_sweep_killed_in_its_first_moment_can_be_started_again(make, tmp_path:
     for name in (".lock", ".sweep.json.7.tmp"):
         (tmp_path / "out" / name).touch()
     assert Sweep(SweepRequest("job.ipynb", seeds=1, out="out")).earlier == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": (("lr", "0.1,0.3"),)}, r"-g lr was \[0.1, 0.2\], is \[0.1, 0.3\]"),
+        ({"grid": (("lr", "0.1,.2"),)}, "-g was written lr=0.2, is lr=.2"),
+        ({"grid": ()}, r"-g lr was \[0.1, 0.2\], is None"),
+        ({"given": (("quick", "true"),)}, "quick was None, is True"),
+        ({"given": (("seed", "1"),)}, "seeds 0 were part of it"),
+        ({"seeds": 1}, "seeds 1 were part of it"),
+        ({"notebook": "other.ipynb"}, "the notebook was .*job.ipynb, is .*other.ipynb"),
+    ],
+)
+def test_a_folder_with_another_sweep_is_refused_and_left_alone(
+    make, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    make("2", name="other.ipynb")
+    make("1")
+    request = SweepRequest("job.ipynb", grid=(("lr", "0.1,0.2"),), seeds=2, out="out")
+    before = begun_sweep(request)
+    with pytest.raises(UsageError, match=rf"holds another sweep \({message}.*choose another --out"):
+        Sweep(replace(request, **change))
+    assert (tmp_path / "out" / "sweep.json").read_bytes() == before
+
+
+def test_a_sweep_goes_on_with_more_seeds_and_its_values_in_any_order(make) -> None:
+    make("1")
+    request = SweepRequest("job.ipynb", grid=(("lr", "0.1,0.2"),), seeds=2, out="out")
+    begun_sweep(request)
+    sweep = Sweep(replace(request, grid=(("lr", "0.2,0.1"),), seeds=3))
+    assert sweep.earlier["status"] == "running"
+    assert len(sweep.runs) == 6
+
+
+def begun_sweep(request: SweepRequest) -> bytes:
+    """Write what a sweep writes before its first run; return it."""
+    sweep = Sweep(request)
+    sweep.out.mkdir()
+    sweep._write("running")
+    return (sweep.out / "sweep.json").read_bytes()
 
 
 def test_choosing_on_the_test_set_is_refused() -> None:
@@ -236,7 +279,7 @@ def test_a_failed_run_is_shown_and_the_same_command_goes_on(make, medkit, tmp_pa
     assert [run["status"] for run in summary["runs"]] == ["done", "done"]
     refused = medkit(*command, "-p", "lr", "0.5")
     assert refused.code == 2
-    assert "started otherwise: lr was None, is 0.5" in refused.err
+    assert "holds another sweep (lr was None, is 0.5); choose another --out" in refused.err
 
 
 @pytest.mark.parametrize(
