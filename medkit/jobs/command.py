@@ -115,7 +115,12 @@ def bad_end(plan: Plan, folder: RunFolder, ending: Ending) -> str:
     lines.append(f"report: {folder.path / 'report.html'}")
     again = ["medkit", "run", str(plan.notebook.path), "--out", str(folder.path), "--resume"]
     if ending.status == "failed":  # the same again would end the same
-        lines.append(f"once what it names is mended: {shlex.join(again)}")
+        anew = shlex.join(["medkit", "run", str(plan.notebook.path), "-p"])
+        lines.append(
+            "if code outside the notebook, data or the environment was the cause, mend it, then: "
+            + shlex.join(again)
+        )
+        lines.append(f"to change a parameter or a cell, start a new run: {anew} NAME VALUE")
     else:
         lines.append(f"go on with: {shlex.join(again)}")
     return "\n".join([*lines, ""])

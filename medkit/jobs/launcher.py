@@ -120,7 +120,8 @@ def _attempts(
         left -= 1
         resuming = True
         log.warning(
-            "%s (%s) The run goes on from its last checkpoint; retries left: %d.",
+            "%s (%s) The run goes on from its last checkpoint, or from its start where there is "
+            "none yet; retries left: %d.",
             ending.error,
             ending.cause,
             left,

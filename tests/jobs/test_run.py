@@ -86,7 +86,16 @@ def test_an_exception_fails_the_job_and_its_cell_alone(make, medkit) -> None:
     assert failed.notebook.metadata.papermill.exception is True
     assert "failed in code cell 3: ZeroDivisionError: division by zero" in failed.err
     assert "| first" in failed.err
-    assert "--resume" in failed.err
+
+
+def test_a_failure_says_when_to_resume_and_when_to_start_anew(make, medkit) -> None:
+    path = make("1 / 0")
+    said = medkit("run", "job.ipynb", "-p", "lr", "-3").err.splitlines()
+    (again,) = [line for line in said if "--resume" in line]
+    assert again.startswith("if code outside the notebook, data or the environment was the cause")
+    assert (
+        f"to change a parameter or a cell, start a new run: medkit run {path} -p NAME VALUE" in said
+    )
 
 
 def test_an_expected_exception_is_not_a_failure(make, medkit, tmp_path: Path) -> None:
@@ -119,7 +128,9 @@ def test_a_dead_kernel_is_killed_not_completed(make, medkit, death: str) -> None
     assert "likely cause: " in killed.err
 
 
-def test_retries_go_on_in_the_same_folder_after_a_death_of_the_kernel(make, medkit) -> None:
+def test_retries_go_on_in_the_same_folder_after_a_death_of_the_kernel(
+    make, medkit, caplog: pytest.LogCaptureFixture
+) -> None:
     make(
         "import os, pathlib\nmark = pathlib.Path(run_dir, 'mark')\n"
         "print('resume', os.environ.get('MEDKIT_RESUME'))\n"
@@ -129,6 +140,7 @@ def test_retries_go_on_in_the_same_folder_after_a_death_of_the_kernel(make, medk
     assert done.code == 0
     assert [a["how"] for a in done.run["attempts"]] == ["killed", "done"]
     assert "resume 1" in done.printed
+    assert "from its last checkpoint, or from its start where there is none yet" in caplog.text
     assert (done.run_dir / "logs" / "notebook.attempt1.ipynb").is_file()
 
 
