@@ -15,6 +15,7 @@ from medkit.jobs.watch import kill_tree
 log = logging.getLogger(__name__)
 
 GRACE_S = 60.0
+STDERR = 2
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -91,11 +92,13 @@ class JobControl:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.stopping:
             self.received = self.received or signal.Signals(number)
-            log.warning("second signal: the kernel is killed")
+            _say("second signal: the kernel is killed")
             self.kill()
             return
         self.received = signal.Signals(number)
         self._ask(self.received)
+        again = "; press Ctrl-C again to kill the kernel" if number == signal.SIGINT else ""
+        _say(f"stopping at the next step boundary{again}")
 
     def _on_timeout(self) -> None:
         if not self.stopping:
@@ -125,3 +128,14 @@ class JobControl:
         timer.daemon = True
         timer.start()
         self._timers.append(timer)
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error from a signal handler.
+
+    Not by ``sys.stderr`` or ``logging``: the signal may have come while these were writing, and a
+    buffer that is entered twice raises.
+    """
+    with suppress(OSError):  # a terminal that hung up
+        start = "\n" if os.isatty(STDERR) else ""  # the line of the progress bar stays whole
+        os.write(STDERR, f"{start}medkit: {text}\n".encode())
