@@ -54,7 +54,17 @@ def _headline(run: RunFolder) -> str:
         rows = metric_rows(read_metrics(path)) if path.is_file() else []
     except ValueError:
         return f"{METRICS_NAME} is damaged"
-    return f"{rows[0].name} {rows[0].value} {rows[0].interval}".strip() if rows else ""
+    if not rows:
+        return ""
+    row = min(rows, key=lambda row: _headline_rank(row.name))
+    return f"{row.name} {row.value} {row.interval}".strip()
+
+
+def _headline_rank(name: str) -> tuple[int, bool]:
+    """Order metrics by what runs are best compared by: validation, not test, and the AUROC."""
+    stage, _, metric = name.partition("/")
+    stages = ("val", "test", "train")
+    return (stages.index(stage) if stage in stages else len(stages), "auroc" not in metric.lower())
 
 
 def _prune(runs: list[RunFolder], *, unfinished: bool, yes: bool) -> int:

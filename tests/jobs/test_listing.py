@@ -35,6 +35,23 @@ def test_runs_are_listed_with_their_status_as_it_is(medkit, tmp_path: Path) -> N
     assert " damaged " in rows["c"]
 
 
+@pytest.mark.parametrize(
+    ("names", "headline"),
+    [
+        (("test/auprc", "test/auroc"), "test/auroc"),
+        (("test/auroc", "val/auprc", "val/auroc"), "val/auroc"),
+        (("test/auroc", "val/brier"), "val/brier"),
+        (("test/auprc", "train/auroc"), "test/auprc"),
+    ],
+)
+def test_the_headline_is_what_runs_are_best_compared_by(
+    medkit, tmp_path: Path, names: tuple[str, ...], headline: str
+) -> None:
+    run = RunFolder.create(tmp_path / "runs" / "a", status="done")
+    write_metrics(run.path / "metrics.json", dict.fromkeys(names, 0.5))
+    assert f" {headline} 0.5" in medkit("runs", tmp_path / "runs").out
+
+
 def test_runs_inside_a_run_folder_are_neither_listed_nor_pruned(medkit, tmp_path: Path) -> None:
     points = ("resume-e000000-b00000001.ckpt", "finished.ckpt")
     outer = with_points(tmp_path / "runs" / "03" / "a", "done", *points)
