@@ -17,8 +17,10 @@ from medkit import keyed as keys
 from medkit.data import table_loader
 from medkit.data.batches import Batch, TableDataset
 from medkit.data.draws import BalancedDraws
+from medkit.data.ehr import EHRDataModule
 from medkit.data.loader import KeyedLoader, keyed
 from medkit.data.table_loader import TableLoader
+from medkit.synth.ehr import MISSING_CODES
 from tests.callbacks.small import after_kills, training
 
 ROWS = 100
@@ -256,6 +258,21 @@ class Balanced(Tables):
 @pytest.mark.parametrize("data", [OneTable, Balanced])
 def test_a_kill_leaves_no_trace(data: type[Tables], tmp_path: Path) -> None:
     assert after_kills(training(Counts, data), tmp_path) == {}
+
+
+ENCOUNTERS = Path(__file__).parents[2] / "data_samples" / "ehr" / "encounters.csv"
+
+
+@pytest.mark.parametrize("draws", ["shuffled", "balanced"])
+def test_encounters_come_as_from_a_keyed_dataloader_of_their_training_rows(draws: str) -> None:
+    settings: dict[str, Any] = {"target": "died", "site": "site", "missing_codes": MISSING_CODES}
+    data = EHRDataModule(ENCOUNTERS, **settings, draws=draws, baseline_c=None)
+    data.setup()
+    rows = data.rows("train")
+    options = {"sampler": BalancedDraws(rows.y)} if draws == "balanced" else {}
+    loader = keyed(data, seed=3).train_dataloader()
+    assert isinstance(loader, TableLoader)
+    assert same(passes(loader, 2), passes(reference(rows, 64, **options), 2))
 
 
 # class-balanced draws
