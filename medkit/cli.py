@@ -1,4 +1,4 @@
-"""The command line: ``medkit run | sweep | params | runs | logs | check | doctor``.
+"""The command line: ``medkit run | sweep | params | runs | logs | check | audit | doctor``.
 
 Each command imports what it needs when it is called, so that ``medkit --help`` answers at once.
 """
@@ -86,6 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", _check, "say which promises hold for your module and your data")
     check.add_argument("module", metavar="MODULE", help="package:LightningModule, or a function")
     check.add_argument("data", metavar="DATA", help="package:LightningDataModule, or a function")
+
+    audit = add("audit", _audit, "propose a data contract for a table, or look for leaks in a run")
+    audit.add_argument("path", metavar="TABLE|RUN_DIR", help="a CSV or Parquet file, or a run")
+    audit.add_argument("--out", metavar="FILE", help="write the proposed contract there too")
+    for role in ("target", "patient", "site", "split"):
+        audit.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"the table's {role} (default: guessed by name)"
+        )
+    audit.add_argument(
+        "--table", metavar="FILE", help="the run's table, where it lies elsewhere by now"
+    )
 
     add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
     return parser
@@ -230,6 +241,23 @@ def _check(args: argparse.Namespace) -> int:
     from medkit.check import run_check
 
     return run_check(args.module, args.data)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from medkit.data.audit import audit_csv
+    from medkit.data.leak_runs import audit_run
+    from medkit.jobs.notebook import UsageError
+
+    try:
+        if Path(args.path).is_dir():
+            found = audit_run(args.path, csv_path=args.table)
+            sys.stdout.write(found.text())
+            return 1 if found.leaks else 0
+        roles = {role: getattr(args, role) for role in ("target", "patient", "site", "split")}
+        sys.stdout.write(audit_csv(args.path, args.out, **roles))
+    except (ValueError, FileNotFoundError) as error:  # what the user named is not what it must be
+        raise UsageError(str(error)) from error
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -77,3 +77,27 @@ def test_ctrl_c_in_a_listing_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("medkit.jobs.listing.runs_command", interrupted)
     assert cli.main(["runs", "."]) == 130
+
+
+def test_audit_proposes_a_contract_for_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"P{n},{90 + n % 9},{n % 2}\n" for n in range(60))
+    (tmp_path / "stays.csv").write_text("patient_id,heart_rate,died\n" + rows)
+    out = tmp_path / "contract.yaml"
+    assert cli.main(["audit", str(tmp_path / "stays.csv"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "target: died" in said
+    assert out.read_text() == said
+
+
+@pytest.mark.parametrize("path", ["nope.csv", "."])
+def test_audit_of_neither_a_table_nor_a_run_is_wrong_usage(
+    path: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["audit", path]) == 2
+    assert capsys.readouterr().err.startswith("medkit: a")
