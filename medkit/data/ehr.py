@@ -170,12 +170,13 @@ class EHRDataModule(pl.LightningDataModule):
         splits.require_both_classes(table.y, split.train, part="training")
         splits.require_both_classes(table.y, split.val, part="validation")
         fitted = preprocessing.fit(
-            table.values[split.train],
+            table.values,
             table.features,
             scale=self.scale,
             clip=self.clip,
             indicators=self.indicators,
             fitted_on=digest_ids(table.patient[split.train]),
+            rows=split.train,
         )
         if self.preprocessing is not None:  # from a checkpoint
             _require_same_rows(self.preprocessing, fitted)
@@ -187,8 +188,8 @@ class EHRDataModule(pl.LightningDataModule):
         self.data_sha256 = sha256_file(self.csv_path)
         self._rows = self._batch(table)
         if self._baseline is None and self.baseline_c is not None:
-            train = self.rows("train")
-            self._baseline = fit_logistic(train.x, train.y, c=self.baseline_c)
+            x, y = self._rows.x.numpy(), self._rows.y.numpy()
+            self._baseline = fit_logistic(x, y, c=self.baseline_c, rows=split.train)
         x = self._rows.x.numpy()
         self.findings = after_setup(table, split, fitted, contract=self.contract, x=x)
 
@@ -372,12 +373,14 @@ class EHRDataModule(pl.LightningDataModule):
         return self.preprocessing
 
     def _batch(self, table: Table) -> Batch:
+        names, number = np.unique(table.site, return_inverse=True)
         code = {name: number for number, name in enumerate(self.sites)}
+        codes = torch.tensor([code.get(name, -1) for name in names.tolist()])
         return Batch(
             x=torch.from_numpy(self._fitted().apply(table.values)),
             y=torch.from_numpy(table.y),
             row=torch.arange(len(table.y)),
-            site=torch.tensor([code.get(name, -1) for name in table.site.tolist()]),
+            site=codes[torch.from_numpy(number)],
         )
 
 

@@ -45,7 +45,10 @@ def normal_id(text: str) -> str:
 def normal_codes(texts: NDArray[np.str_]) -> Rows:
     """Return a number per row that is the same where the normalised text is."""
     names, owner = np.unique(texts, return_inverse=True)
-    _, code = np.unique([normal_id(str(name)) for name in names], return_inverse=True)
+    # block by block, each freed in turn: a text object a row is ten times its letters
+    blocks = (names[start : start + 8192].tolist() for start in range(0, len(names), 8192))
+    names = np.concatenate([names[:0], *(np.array([*map(normal_id, some)]) for some in blocks)])
+    _, code = np.unique(names, return_inverse=True)
     codes: Rows = code[owner].astype(np.int64)
     return codes
 

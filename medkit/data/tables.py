@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from medkit.data import repair
 from medkit.data.breaches import Broken
 from medkit.data.cells import Code, as_list, numbers_of, quoted, rows_of
 from medkit.data.contract import Contract
+from medkit.data.parquet import open_table
 from medkit.data.table_files import load_table, require_unique
 
 __all__ = ["Code", "Table", "TableSpec", "as_list", "load_table", "read_table"]
@@ -116,7 +118,8 @@ def read_table(
     """
     texts = [name for name in (spec.patient, spec.site, spec.split) if name is not None]
     where = "the table" if isinstance(source, pd.DataFrame) else str(source)
-    frame = source if isinstance(source, pd.DataFrame) else load_table(source, texts)
+    frame: Any  # of a Parquet file, its columns one by one
+    frame = source if isinstance(source, pd.DataFrame) else open_table(source, texts)
     _require_rows_and_names(frame, where)
     new = features is not None
     coded = [name for name in spec.missing_codes if name != "*"]
