@@ -169,8 +169,10 @@ def _followers(table: Table, rows: Rows, score: Floats) -> list[str]:
         there = ~np.isnan(column)
         if there.sum() < 0.5 * len(rows) or len(np.unique(column[there])) < 10:
             continue
-        ranks = [np.argsort(np.argsort(x, kind="stable")) for x in (column[there], score[there])]
-        if abs(float(np.corrcoef(*ranks)[0, 1])) >= FOLLOWS:
+        one, other = (
+            np.argsort(np.argsort(x, kind="stable")) for x in (column[there], score[there])
+        )
+        if abs(float(np.corrcoef(one, other)[0, 1])) >= FOLLOWS:
             found.append(name)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log2
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ def _exact(
     held = int((np.isin(group, group[pairs[:, 0]]) & (part > 0)).sum())
     shown = copies if sure else pairs
     equal = int((table.y[pairs[:, 0]] == table.y[pairs[:, 1]]).sum())
-    evidence = {"records": len(pairs), "beyond_chance": sure, "held_out_rows": held}
+    evidence: dict[str, Any] = {"records": len(pairs), "beyond_chance": sure, "held_out_rows": held}
     evidence |= {"same_label": equal, "p": p, "rows": (shown[0] + 1).tolist()}
     where = f"(such as rows {shown[0, 0] + 1} and {shown[0, 1] + 1} below the header)"
     if sure == 0:
@@ -111,18 +112,18 @@ def _oversampled(
         return []
     pairs = np.stack([first[repeated], second[repeated]], axis=1)
     pairs, _ = surprise.copies(pairs, n * (n - 1) // 2)
-    repeated = pairs[:, 0]
-    ones = int(table.y[repeated].sum())
+    copied = pairs[:, 0]
+    ones = int(table.y[copied].sum())
     distinct = table.y[first]
     share = float(distinct.mean())
     minority = 1 if share <= 0.5 else 0
-    hits = ones if minority == 1 else len(repeated) - ones
+    hits = ones if minority == 1 else len(copied) - ones
     rare = share if minority == 1 else 1 - share
-    p = _binomial_tail(hits, len(repeated), rare)
-    if len(repeated) < 5 or p >= ALPHA or hits < 0.8 * len(repeated):
+    p = _binomial_tail(hits, len(copied), rare)
+    if len(copied) < 5 or p >= ALPHA or hits < 0.8 * len(copied):
         return []
-    groups = group[repeated]
-    copies = int(counts[groups].sum()) - len(repeated)
+    groups = group[copied]
+    copies = int(counts[groups].sum()) - len(copied)
     inside = np.isin(group, groups) & (part >= 0)
     low, high = np.full(len(counts), 9, np.int8), np.full(len(counts), -1, np.int8)
     np.minimum.at(low, group[inside], part[inside])
@@ -134,12 +135,12 @@ def _oversampled(
         Finding(
             "leak" if across else "suspicious",
             "oversampled before the split",
-            f"{len(repeated)} records of which {hits} have label {minority} stand in the table "
+            f"{len(copied)} records of which {hits} have label {minority} stand in the table "
             f"{copies} times too often: the rarer class was repeated before the split. {across} "
             f"are in two parts; {held} held-out rows are copies, and label 1 has the share "
             f"{prevalence:.2f} instead of {share:.2f}.",
             {
-                "records": len(repeated),
+                "records": len(copied),
                 "copies": copies,
                 "across_parts": across,
                 "held_out_rows": held,

@@ -47,11 +47,12 @@ def part_codes(split: Split, n: int) -> NDArray[np.int8]:
 
 def row_hashes(values: NDArray[np.float32]) -> NDArray[np.uint64]:
     """Return 64 bits per row: equal for equal rows, missing equal to missing."""
-    factors = keyed.generator(0, "audit", "hash").integers(
+    drawn = keyed.generator(0, "audit", "hash").integers(
         2**62, 2**64, size=values.shape[1], dtype=np.uint64
     )
+    factors: NDArray[np.uint64] = np.bitwise_or(drawn, np.uint64(1))
     found = np.full(len(values), 0x9E3779B97F4A7C15, np.uint64)
-    for index, factor in enumerate(factors | np.uint64(1)):
+    for index, factor in enumerate(factors):
         column = values[:, index] + np.float32(0)  # a copy in which -0 is 0
         column[np.isnan(column)] = np.nan  # one NaN of the many
         found = (found ^ column.view(np.uint32)) * factor

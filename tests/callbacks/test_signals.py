@@ -225,8 +225,16 @@ def status_after(run_dir: Path, in_the_run: Callable[[], object]) -> dict[str, A
 
 
 def end_a_worker() -> None:
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()  # a signal that comes amid the fork is lost, whoever listens
+
+    def work() -> None:
+        begun.set()
+        time.sleep(60)
+
+    process = fork.Process(target=work)
     process.start()
+    assert begun.wait(20)
     process.terminate()
     process.join(20)
     assert process.exitcode == -signal.SIGTERM
