@@ -69,7 +69,7 @@ def test_a_run_whose_medians_know_all_rows_is_found_out(
 
     def on_all(values: Any, features: Any, **settings: Any) -> Any:
         every = whole[list(features)].to_numpy(np.float32)
-        return fit(every, features, **settings)
+        return fit(every, features, **settings | {"rows": None})
 
     monkeypatch.setattr("medkit.data.preprocessing.fit", on_all)
     trained(folder, quiet)
