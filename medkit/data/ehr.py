@@ -19,7 +19,7 @@ from medkit.data.batches import Batch
 from medkit.data.contract import Contract
 from medkit.data.leakage import Finding, after_setup
 from medkit.data.linear import LogisticBaseline, fit_logistic
-from medkit.data.preprocessing import Preprocessing, digest_ids
+from medkit.data.preprocessing import Preprocessing, digest_ids, require_same_rows
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
 from medkit.data.table_loader import TableLoader
@@ -179,7 +179,7 @@ class EHRDataModule(pl.LightningDataModule):
             rows=split.train,
         )
         if self.preprocessing is not None:  # from a checkpoint
-            _require_same_rows(self.preprocessing, fitted)
+            require_same_rows(self.preprocessing, fitted)
             fitted = self.preprocessing
         self.table, self.split, self.preprocessing = table, split, fitted
         self.sites = sorted(set(table.site.tolist()))
@@ -340,7 +340,7 @@ class EHRDataModule(pl.LightningDataModule):
                 "that contract (it is in the checkpoint's hyper_parameters), or begin a new run."
             )
         if self.preprocessing is not None:
-            _require_same_rows(stored, self.preprocessing)
+            require_same_rows(stored, self.preprocessing)
         changed = stored != self.preprocessing
         self.preprocessing = stored
         if state_dict.get("baseline") is not None:
@@ -381,14 +381,4 @@ class EHRDataModule(pl.LightningDataModule):
             y=torch.from_numpy(table.y),
             row=torch.arange(len(table.y)),
             site=codes[torch.from_numpy(number)],
-        )
-
-
-def _require_same_rows(stored: Preprocessing, fitted: Preprocessing) -> None:
-    if (stored.features, stored.fitted_on) != (fitted.features, fitted.fitted_on):
-        raise ValueError(
-            "a checkpoint goes on with the patients it was trained on; its medians and scales were "
-            f"fitted on {stored.rows} rows (digest {stored.fitted_on[:12]}), this split has "
-            f"{fitted.rows} (digest {fitted.fitted_on[:12]}). Use the same table, split_seed and "
-            "fractions, or begin a new run; for new rows use dm.apply(table)."
         )

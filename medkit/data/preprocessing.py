@@ -165,3 +165,14 @@ def digest_ids(patient: NDArray[np.str_]) -> str:
         pairs = zip(names[some].tolist(), counts[some].tolist(), strict=True)
         digest.update((b"\n" if start else b"") + "\n".join(map("%s\t%d".__mod__, pairs)).encode())
     return digest.hexdigest()
+
+
+def require_same_rows(stored: Preprocessing, fitted: Preprocessing) -> None:
+    """Refuse a preprocessing for rows of other patients than it was fitted on."""
+    if (stored.features, stored.fitted_on) != (fitted.features, fitted.fitted_on):
+        raise ValueError(
+            "a checkpoint goes on with the patients it was trained on; its medians and scales were "
+            f"fitted on {stored.rows} rows (digest {stored.fitted_on[:12]}), this split has "
+            f"{fitted.rows} (digest {fitted.fitted_on[:12]}). Use the same table, split_seed and "
+            "fractions, or begin a new run; for new rows use dm.apply(table)."
+        )

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from medkit.data import preprocessing, splits
+from medkit.data import preprocessing
 from medkit.data.batches import Batch, TableDataset
 from medkit.data.follow_up import FollowUp, read_follow_up, require_events
-from medkit.data.preprocessing import Preprocessing, digest_ids
+from medkit.data.preprocessing import Preprocessing, digest_ids, require_same_rows
+from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
 from medkit.data.tables import Code, TableSpec, as_list
 from medkit.record.files import sha256_file
@@ -100,10 +101,12 @@ class SurvivalDataModule(pl.LightningDataModule):
         self.spec = TableSpec(event, patient, site, split_column, tuple(ignore), missing_codes)
         self.time = time
         self.start = start
-        self.test_site = test_site
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.plan = SplitPlan(
+            test_site=test_site,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            split_seed=split_seed,
+        )
         self.scale = scale
         self.clip = clip
         self.indicators = indicators
@@ -121,7 +124,7 @@ class SurvivalDataModule(pl.LightningDataModule):
         if self._rows is not None:
             return
         found = read_follow_up(self.source, self.spec, time=self.time, start=self.start)
-        table, split = found.table, self._split(found)
+        table, split = found.table, self.plan.split(found.table)
         require_events(table.y[split.train], part="training")
         if len(split.val):
             require_events(table.y[split.val], part="validation")
@@ -134,7 +137,7 @@ class SurvivalDataModule(pl.LightningDataModule):
             fitted_on=digest_ids(table.patient[split.train]),
         )
         if self.preprocessing is not None:  # from a checkpoint
-            _require_same_rows(self.preprocessing, fitted)
+            require_same_rows(self.preprocessing, fitted)
             fitted = self.preprocessing
         self.follow_up, self.split, self.preprocessing = found, split, fitted
         self.sites = sorted(set(table.site.tolist()))
@@ -225,7 +228,7 @@ class SurvivalDataModule(pl.LightningDataModule):
         """Take the stored preprocessing; refuse it where it was fitted on other patients."""
         stored = Preprocessing.from_state(state_dict["preprocessing"])
         if self.preprocessing is not None:
-            _require_same_rows(stored, self.preprocessing)
+            require_same_rows(stored, self.preprocessing)
         changed = stored != self.preprocessing
         self.preprocessing = stored
         if self.follow_up is None:
@@ -258,28 +261,6 @@ class SurvivalDataModule(pl.LightningDataModule):
             )
         return self.preprocessing
 
-    def _split(self, found: FollowUp) -> Split:
-        table = found.table
-        if table.split is not None:
-            return splits.by_column(table.split, table.patient)
-        stratum = np.char.add(np.char.add(table.site, "/"), table.y.astype(np.str_))
-        if self.test_site is not None:
-            return splits.leave_site_out(
-                table.site,
-                table.patient,
-                test_site=self.test_site,
-                val_fraction=self.val_fraction,
-                split_seed=self.split_seed,
-                stratum=stratum,
-            )
-        return splits.by_patient(
-            table.patient,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            split_seed=self.split_seed,
-            stratum=stratum,
-        )
-
     def _batch(self, found: FollowUp) -> Batch:
         code = {name: number for number, name in enumerate(self.sites)}
         table = found.table
@@ -289,16 +270,6 @@ class SurvivalDataModule(pl.LightningDataModule):
             y=torch.from_numpy(y.astype(np.float32)),
             row=torch.arange(len(y)),
             site=torch.tensor([code.get(name, -1) for name in table.site.tolist()]),
-        )
-
-
-def _require_same_rows(stored: Preprocessing, fitted: Preprocessing) -> None:
-    if (stored.features, stored.fitted_on) != (fitted.features, fitted.fitted_on):
-        raise ValueError(
-            "a checkpoint goes on with the patients it was trained on; its medians and scales were "
-            f"fitted on {stored.rows} rows (digest {stored.fitted_on[:12]}), this split has "
-            f"{fitted.rows} (digest {fitted.fitted_on[:12]}). Use the same table, split_seed and "
-            "fractions, or begin a new run; for new rows use dm.apply(table)."
         )
 
 
