@@ -29,7 +29,7 @@ from report import Report
 
 from medkit import keyed
 from medkit.data import splits
-from medkit.data.leakage import Finding, audit, split_digests
+from medkit.data.leakage.audit import Finding, audit, split_digests
 from medkit.data.preprocessing import Preprocessing, digest_ids, fit
 from medkit.data.splits import Split
 from medkit.data.tables import Table, TableSpec, read_table
@@ -37,7 +37,7 @@ from medkit.synth.ehr import MISSING_CODES, make_hospitals
 
 HOSPITALS = TableSpec("died", site="site", missing_codes=MISSING_CODES)
 HEART = TableSpec("num", None, "site", missing_codes={"chol": [0], "*": ["?"]}, target_above=0)
-KNOWN = "three measurements, nine formulas"  # called copies, see medkit.data.leak_surprise
+KNOWN = "three measurements, nine formulas"  # called copies, see medkit.data.leakage.surprise
 Planted = tuple[Table, Split, Preprocessing, dict[str, Any]]
 
 

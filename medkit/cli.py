@@ -244,8 +244,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from medkit.data.audit import audit_csv
-    from medkit.data.leak_runs import audit_run
+    from medkit.data.contract.proposal import audit_csv
+    from medkit.data.leakage.runs import audit_run
     from medkit.jobs.notebook import UsageError
 
     try:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from medkit.data import preprocessing, splits
 from medkit.data.batches import Batch
-from medkit.data.contract import Contract
-from medkit.data.leakage import Finding, after_setup
+from medkit.data.contract.schema import Contract
+from medkit.data.leakage.audit import Finding, after_setup
 from medkit.data.linear import LogisticBaseline, fit_logistic
 from medkit.data.preprocessing import Preprocessing, digest_ids, require_same_rows
 from medkit.data.split_plan import SplitPlan

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medkit.data import repair
-from medkit.data.breaches import Broken
-from medkit.data.cells import Code, as_list, numbers_of, quoted, rows_of
-from medkit.data.contract import Contract
+from medkit.data.contract import repair
+from medkit.data.contract.breaches import Broken
+from medkit.data.contract.cells import Code, as_list, numbers_of, quoted, rows_of
+from medkit.data.contract.schema import Contract
 from medkit.data.parquet import open_table
 from medkit.data.table_files import load_table, require_unique
 

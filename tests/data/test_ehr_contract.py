@@ -9,8 +9,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from medkit.data.audit import audit_csv, propose
-from medkit.data.contract import Contract
+from medkit.data.contract.proposal import audit_csv, propose
+from medkit.data.contract.schema import Contract
 from medkit.data.ehr import EHRDataModule
 
 CSV = Path(__file__).parents[2] / "data_samples" / "ehr" / "encounters.csv"

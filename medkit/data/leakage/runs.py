@@ -1,0 +1,231 @@
+"""The audit of a finished run: what its folder, and the table if it is still there, can show."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medkit.data.ehr import EHRDataModule
+from medkit.data.leakage.audit import audit, recorded
+from medkit.data.leakage.findings import Finding, report, worst_first
+from medkit.data.preprocessing import Preprocessing
+from medkit.data.splits import PARTS, Split
+from medkit.data.tables import Table
+from medkit.record.checkpoints import newest_sound
+from medkit.record.files import sha256_file
+from medkit.record.folder import RunFolder
+from medkit.record.pseudonym import key_path, pseudonym
+
+NEVER_SEEN = (
+    "what was done to the table before it was written: values imputed, columns chosen or made on "
+    "all rows (medkit audit RUN_DIR --label-shuffle trains on shuffled labels and shows it)",
+    "one person under two ids whose values differ",
+)
+
+
+@dataclass
+class RunAudit:
+    """What the audit of a run found, and how far it could look.
+
+    Attributes:
+        findings: Worst first.
+        checked: What was looked at.
+        unchecked: What could not be, and why.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def leaks(self) -> int:
+        """How many findings are leaks."""
+        return sum(finding.severity == "leak" for finding in self.findings)
+
+    def text(self) -> str:
+        """Return the findings, what was checked and what could not be, as text."""
+        lines = [report(self.findings).rstrip()]
+        lines += [f"checked: {what}" for what in self.checked]
+        lines += [f"could not be checked: {what}" for what in (*self.unchecked, *NEVER_SEEN)]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a checkpoint says of the data it was trained on."""
+
+    stage: str
+    state: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+
+def audit_run(run_dir: str | Path, *, csv_path: str | Path | None = None) -> RunAudit:
+    """Audit a run by its checkpoints and predictions; its folder stays as it is.
+
+    Args:
+        run_dir: The run folder.
+        csv_path: The table, where it is not at its old place any more. It must be the same bytes.
+
+    Raises:
+        FileNotFoundError: When ``run_dir`` is no run folder.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"an audit needs a run folder with a run.json in it, and {folder.path} has none. "
+            "`medkit runs DIR` lists the run folders below DIR."
+        )
+    found = RunAudit()
+    tables: list[tuple[Table, Split]] = []
+    known: list[tuple[Any, Any]] = []
+    for stored in _checkpoints(folder, found):
+        same = (stored.state, stored.settings)
+        if same in known:
+            found.checked.append(f"stage {stored.stage}: data as in an earlier stage")
+            continue
+        known.append(same)
+        at = _audit_stage(stored, folder, csv_path, found)
+        if at is not None:
+            tables.append(at)
+    if not known:
+        found.unchecked.append("table, split and transformers: no checkpoint knows them")
+    _predictions(folder, tables, found)
+    found.findings = worst_first(found.findings)
+    return found
+
+
+def _checkpoints(folder: RunFolder, found: RunAudit) -> Iterator[_Stored]:
+    """Yield what the newest checkpoint of each stage keeps of its DataModule."""
+    import torch
+
+    stages = folder.path / "checkpoints"
+    for stage in sorted(path for path in stages.glob("*") if path.is_dir()):
+        # a ModelCheckpoint of the notebook's own has no digest beside it
+        path = newest_sound(stage) or max(stage.glob("*.ckpt"), default=None)
+        if path is None:
+            continue
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120]
+            found.unchecked.append(f"stage {stage.name}: {path.name} can't be read ({reason})")
+            continue
+        states = [v for v in content.values() if isinstance(v, dict) and "preprocessing" in v]
+        settings = content.get("datamodule_hyper_parameters") or {}
+        if states and "csv_path" in settings:
+            yield _Stored(stage.name, states[0], settings)
+        else:
+            found.unchecked.append(
+                f"stage {stage.name}: its data are not those of EHRDataModule, which stores what "
+                "an audit needs"
+            )
+
+
+def _audit_stage(
+    stored: _Stored, folder: RunFolder, csv_path: str | Path | None, found: RunAudit
+) -> tuple[Table, Split] | None:
+    """Set the data up again and audit them with the transformers that the checkpoint keeps."""
+    path = _table_path(stored, folder, csv_path)
+    if path is None:
+        found.unchecked.append(
+            f"stage {stored.stage}: the table {Path(str(stored.settings['csv_path'])).name} is "
+            "gone; say where it is now (--table)"
+        )
+        return None
+    digest = sha256_file(path)
+    if digest != stored.state.get("data_sha256"):
+        found.unchecked.append(
+            f"stage {stored.stage}: {path.name} is no longer the table that was trained on "
+            f"(SHA-256 {digest[:12]}, then {str(stored.state.get('data_sha256'))[:12]})"
+        )
+        return None
+    try:
+        dm = EHRDataModule(**{**stored.settings, "csv_path": str(path)})
+        dm.setup()
+    except (TypeError, ValueError) as error:  # settings of another version; a table it refuses
+        found.unchecked.append(f"stage {stored.stage}: its data can't be set up again: {error}")
+        return None
+    table, split = dm.table, dm.split
+    if table is None or split is None:
+        raise RuntimeError("setup() must leave table and split, and it left none. Report this.")
+    after, known = recorded(dm.contract)
+    found.findings += audit(
+        table,
+        split,
+        Preprocessing.from_state(stored.state["preprocessing"]),
+        stored=stored.state.get("digests"),
+        recorded_after=after,
+        known=known,
+    )
+    found.checked.append(
+        f"stage {stored.stage}: {path.name}, {len(table.y)} rows, its split and transformers"
+    )
+    return table, split
+
+
+def _table_path(stored: _Stored, folder: RunFolder, given: str | Path | None) -> Path | None:
+    """Return where the table is: as given, as noted, or from the notebook's folder."""
+    noted = Path(str(stored.settings["csv_path"]))
+    notebook = Path(str(folder.read().get("notebook") or "")).parent
+    places = [Path(given)] if given is not None else [noted, notebook / noted]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _predictions(folder: RunFolder, tables: list[tuple[Table, Split]], found: RunAudit) -> None:
+    """Predictions for val and test must be of val and test rows, and of different ones."""
+    import pandas as pd
+
+    files = sorted((folder.path / "predictions").glob("*.parquet"))
+    rows = {path.stem: pd.read_parquet(path, columns=["row"])["row"].tolist() for path in files}
+    part_of = _pseudonyms(tables)
+    for name, there in rows.items():
+        stage = next((p for p in PARTS if name == p or name.startswith((f"{p}_", f"{p}-"))), "")
+        parts = [part_of[row] for row in there if row in part_of]
+        if stage in {"val", "test"} and parts:
+            wrong = sum(part != stage for part in parts)
+            found.checked.append(f"predictions/{name}.parquet: {len(parts)} rows and their part")
+            if wrong:
+                trained = sum(part == "train" for part in parts)
+                found.findings.append(
+                    Finding(
+                        "leak",
+                        "predictions",
+                        f"predictions {name!r} hold {wrong} rows that are not in {stage}, "
+                        f"{trained} of them trained on.",
+                        {"name": name, "rows": wrong, "trained": trained},
+                        f"Score dm.rows({stage!r}) alone.",
+                    )
+                )
+        elif stage:
+            why = "no table to compare with" if not tables else "the pseudonyms' key is another"
+            found.unchecked.append(f"predictions/{name}.parquet: which rows they are ({why})")
+        for other, others in rows.items():
+            both = set(there) & set(others)
+            if stage == "val" and other.startswith("test") and both:
+                found.findings.append(
+                    Finding(
+                        "leak",
+                        "predictions",
+                        f"{len(both)} rows are in predictions {name!r} and in {other!r}: the test "
+                        "was used to choose.",
+                        {"names": [name, other], "rows": len(both)},
+                        "Draw validation and test apart.",
+                    )
+                )
+
+
+def _pseudonyms(tables: list[tuple[Table, Split]]) -> dict[str, str]:
+    """Return row pseudonym -> part; empty where this machine has no key."""
+    if not key_path().exists():  # an audit must not make one
+        return {}
+    part_of = {}
+    for table, split in tables:
+        for part in PARTS:
+            for row in np.asarray(split.part(part)).tolist():
+                part_of[pseudonym(f"{table.patient[row]}:{row}")] = part
+    return part_of

@@ -1,0 +1,1 @@
+"""Irregular long tables of events to one row per stay, in a stream."""
