@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike
 from medkit.metrics import thresholds
 from medkit.metrics.calibration import brier, ece, slope_and_intercept
 from medkit.metrics.checks import labels_and_scores, named_codes
+from medkit.metrics.comparison import auroc_difference
 from medkit.metrics.discrimination import auprc, auroc, prevalence
 from medkit.metrics.survival import brier_at, calibration_at, harrell_c, uno_c
 from medkit.record.results import Metric
@@ -64,6 +66,73 @@ def binary(
     return {f"{stage}/{name}": metric for name, metric in found.items()}
 
 
+def compared(
+    y: ArrayLike,
+    probs: Mapping[str, ArrayLike],
+    *,
+    stage: str,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    threshold: float | Mapping[str, float] | None = None,
+    calibration: bool = False,
+    draws: int = 1000,
+) -> dict[str, Metric]:
+    """Return a model's numbers beside its rivals' on the same rows, and what lies between them.
+
+    ``stage/auroc``, ... of the model, ``stage/<rival>/auroc``, ... of each rival (as
+    :func:`binary`), and ``stage/auroc_minus_<rival>`` with the paired interval::
+
+        said = ensemble.test()
+        rivals = {"logistic": said.baseline, "boosting": ensemble.boosting("test")}
+        compared(said.y, {"": said.prob, **rivals}, stage="test", groups=patients)
+
+    Rows of one class only keep what can be had of them; the rest is NaN and says why.
+
+    Args:
+        y: Labels 0 and 1, ``(N,)``.
+        probs: Name -> probability of label 1, ``(N,)``; the model's own name is "".
+        stage: Such as "test" or "test/site_b".
+        seed: Decides what is drawn (for ECE's interval).
+        groups: Patient of each row, ``(N,)``.
+        strata: Site of each row, ``(N,)``.
+        threshold: Chosen on other rows; one for all, or each its own by name.
+        calibration: Report slope, intercept and ECE as well.
+        draws: How many.
+
+    Raises:
+        ValueError: Where "" is not among ``probs``.
+    """
+    if "" not in probs:
+        raise ValueError(
+            f'probs must hold the model itself under the name "" beside its rivals; found '
+            f'{sorted(probs)}. Pass {{"": prob, "logistic": baseline}}.'
+        )
+    labels = np.asarray(y)
+    one_class = len(np.unique(labels)) < 2
+    found: dict[str, Metric] = {}
+    for name, prob in probs.items():
+        own = threshold.get(name) if isinstance(threshold, Mapping) else threshold
+        found |= _scored(
+            labels,
+            prob,
+            stage=f"{stage}/{name}" if name else stage,
+            seed=seed,
+            groups=groups,
+            strata=strata,
+            threshold=own,
+            calibration=calibration,
+            draws=draws,
+        )
+        if name:
+            found[f"{stage}/auroc_minus_{name}"] = (
+                Metric(float("nan"), n=len(labels), method="AUROC difference; one class only")
+                if one_class
+                else auroc_difference(labels, probs[""], prob, groups=groups)
+            )
+    return found
+
+
 def by_group(
     y: ArrayLike,
     prob: ArrayLike,
@@ -110,13 +179,13 @@ def by_group(
     for number, name in enumerate(names):
         rows = code == number
         whose = None if owner is None else owner[rows]
-        score = binary if 0 < labels[rows].sum() < rows.sum() else _one_class
-        found |= score(
+        found |= _scored(
             labels[rows],
             scores[rows],
             stage=f"{stage}/{name}",
             seed=seed,
             groups=whose,
+            strata=None,
             threshold=threshold,
             calibration=calibration,
             draws=draws,
@@ -175,20 +244,33 @@ def survival(
     return {f"{stage}/{name}": metric for name, metric in found.items()}
 
 
-def _one_class(
+def _scored(
     y: ArrayLike,
     prob: ArrayLike,
     *,
     stage: str,
-    seed: int = 0,
-    groups: ArrayLike | None = None,
-    threshold: float | None = None,
-    calibration: bool = False,
-    draws: int = 1000,
+    seed: int,
+    groups: ArrayLike | None,
+    strata: ArrayLike | None,
+    threshold: float | None,
+    calibration: bool,
+    draws: int,
 ) -> dict[str, Metric]:
-    """Return what can be had of rows that all have the same label, and say so of the rest."""
+    """Return :func:`binary`, or what can be had of rows that all have the same label."""
     labels, scores = labels_and_scores(y, prob)
     n = len(labels)
+    if 0 < labels.sum() < n:
+        return binary(
+            labels,
+            scores,
+            stage=stage,
+            seed=seed,
+            groups=groups,
+            strata=strata,
+            threshold=threshold,
+            calibration=calibration,
+            draws=draws,
+        )
     why = f"no value: all {n} rows have label {labels[0]:.0f}"
     found = {
         name: Metric(float("nan"), n=n, method=f"{name}; {why}")

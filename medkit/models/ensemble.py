@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,8 @@ from scipy.special import expit
 
 from medkit.data.batches import Batch
 from medkit.data.ehr import EHRDataModule
+from medkit.data.tables import read_table
+from medkit.models.baseline import BoostingBaseline, fit_boosting
 from medkit.models.classifier import LitClassifier
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import read_json, write_json
@@ -102,6 +105,31 @@ class FoldEnsemble:
         """Score the test rows, which no member has seen."""
         return self._mean([member.dm.rows("test") for member in self.members])
 
+    def boosting(self, rows: str | pd.DataFrame) -> Floats:
+        """Return what gradient boosting on the same folds says of the same rows, ``(N,)``.
+
+        A model per member, fitted when first asked for, on that member's training rows as the
+        table has them (NaN is missing, nothing is filled or scaled: trees like that best). Means
+        for the test and new rows, one model each out of fold, as the nets' own.
+
+        Args:
+            rows: "test" or "out_of_fold", in the order of :meth:`test` and :meth:`out_of_fold`;
+                or a new table, as for :meth:`predict`.
+
+        Raises:
+            ValueError: For another word, or where the training rows are not there.
+        """
+        if isinstance(rows, pd.DataFrame):
+            return np.mean([model.prob(_raw(dm, rows)) for model, dm in self._boosting], axis=0)
+        if rows == "test":
+            return np.mean([model.prob(dm.values("test")) for model, dm in self._boosting], axis=0)
+        if rows == "out_of_fold":
+            prob = np.concatenate([model.prob(dm.values("val")) for model, dm in self._boosting])
+            return prob[_order([dm.rows("val") for _, dm in self._boosting])]
+        raise ValueError(
+            f"rows must be 'test', 'out_of_fold' or a table, got {rows!r}. Read a file first."
+        )
+
     def out_of_fold(self) -> Scores:
         """Score each development row by the one member that was not trained on it.
 
@@ -110,7 +138,7 @@ class FoldEnsemble:
         """
         batches = [member.dm.rows("val") for member in self.members]
         pairs = list(zip(self.members, batches, strict=True))
-        order = np.argsort(np.concatenate([batch.row.numpy() for batch in batches]), kind="stable")
+        order = _order(batches)
         prob = np.concatenate([member.prob(batch, weight=self.weight) for member, batch in pairs])
         baseline = np.concatenate([member.baseline_prob(batch) for member, batch in pairs])
 
@@ -164,6 +192,17 @@ class FoldEnsemble:
                 if path is not None
             ),
         )
+
+    @cached_property
+    def _boosting(self) -> list[tuple[BoostingBaseline, EHRDataModule]]:
+        dms = [member.dm for member in self.members]
+        if any(dm.table is None for dm in dms):
+            raise ValueError(
+                "gradient boosting is fitted on the members' training rows, and these members came "
+                "from checkpoints, which hold no rows. Call member.dm.setup() for each of "
+                "ensemble.members, where the table is at hand."
+            )
+        return [(fit_boosting(dm.values("train"), dm.rows("train").y), dm) for dm in dms]
 
     def _mean(self, batches: list[Batch]) -> Scores:
         pairs = list(zip(self.members, batches, strict=True))
@@ -250,6 +289,17 @@ def fit_folds(
         weight = _weight(members)
     write_json(run.dir / "checkpoints" / f"{name}.json", {"weight": weight})
     return FoldEnsemble(tuple(members), weight)
+
+
+def _order(batches: Sequence[Batch]) -> NDArray[np.int64]:
+    """Return what puts rows of several batches, one behind the other, into the table's order."""
+    return np.argsort(np.concatenate([batch.row.numpy() for batch in batches]), kind="stable")
+
+
+def _raw(dm: EHRDataModule, table: pd.DataFrame) -> NDArray[np.float32]:
+    """Return a new table as ``dm.values`` would: neither filled nor scaled."""
+    features = None if dm.preprocessing is None else dm.preprocessing.features
+    return read_table(table, dm.spec, features=features, contract=dm.contract).values
 
 
 def _weight(members: Sequence[Member]) -> float:

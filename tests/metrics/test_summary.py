@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medkit.metrics.summary import binary, by_group, survival
+from medkit.metrics.discrimination import auroc_difference
+from medkit.metrics.summary import binary, by_group, compared, survival
 from medkit.record.results import read_metrics, write_metrics
 
 Floats = NDArray[np.float64]
@@ -63,6 +64,39 @@ def test_every_number_of_a_table_with_patients_knows_of_them(rows: tuple[Floats,
     for name, metric in copied.items():
         width, plain = (m.high - m.low for m in (metric, once[name]))  # type: ignore[operator]
         assert width == pytest.approx(plain, rel=0.05), name
+
+
+def test_rivals_stand_beside_the_model_with_the_paired_difference(
+    rows: tuple[Floats, Floats], tmp_path: Path
+) -> None:
+    y, prob = rows
+    rival = np.round(prob, 1)
+    patient = np.repeat(np.arange(40), 3)
+    found = compared(y, {"": prob, "logistic": rival}, stage="test", groups=patient)
+    want = binary(y, prob, stage="test", groups=patient)
+    want |= binary(y, rival, stage="test/logistic", groups=patient)
+    want["test/auroc_minus_logistic"] = auroc_difference(y, prob, rival, groups=patient)
+    assert found == want
+    write_metrics(tmp_path / "metrics.json", found)
+
+
+def test_each_rival_may_have_its_own_threshold(rows: tuple[Floats, Floats]) -> None:
+    y, prob = rows
+    own = {"": 0.2, "rival": 0.7}
+    found = compared(y, {"": prob, "rival": prob}, stage="test", threshold=own)
+    assert found["test/flagged"].value == np.mean(prob >= 0.2)
+    assert found["test/rival/flagged"].value == np.mean(prob >= 0.7)
+
+
+def test_rows_of_one_class_have_a_difference_without_a_value() -> None:
+    found = compared([1, 1, 1], {"": [0.1, 0.2, 0.3], "rival": [0.2, 0.2, 0.1]}, stage="test")
+    assert np.isnan(found["test/auroc_minus_rival"].value)
+    assert found["test/rival/brier"].value == pytest.approx((0.64 + 0.64 + 0.81) / 3)
+
+
+def test_rivals_without_the_model_are_refused(rows: tuple[Floats, Floats]) -> None:
+    with pytest.raises(ValueError, match=r'under the name ""; *|found \[\'net\'\]\. Pass'):
+        compared(rows[0], {"net": rows[1]}, stage="test")
 
 
 def test_groups_are_scored_on_their_own_rows(rows: tuple[Floats, Floats]) -> None:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from medkit.data.ehr import EHRDataModule
+from medkit.models.baseline import fit_boosting
 from medkit.models.ensemble import FoldEnsemble, best_weight, fit_folds
 from medkit.models.tabular import warm_classifier
 from medkit.synth.ehr import MISSING_CODES, make_hospitals
@@ -131,6 +132,37 @@ def test_the_baseline_stands_beside_on_the_same_folds(whole: tuple[Path, FoldEns
     members = whole[1].members
     each = [member.dm.baseline.prob(member.dm.rows("test").x) for member in members]
     np.testing.assert_array_equal(whole[1].test().baseline, np.mean(each, axis=0))
+
+
+def test_boosting_stands_beside_on_the_same_folds(whole: tuple[Path, FoldEnsemble]) -> None:
+    ensemble = whole[1]
+    dms = [member.dm for member in ensemble.members]
+    models = [fit_boosting(dm.values("train"), dm.rows("train").y) for dm in dms]
+    pairs = list(zip(models, dms, strict=True))
+    want = np.mean([model.prob(dm.values("test")) for model, dm in pairs], axis=0)
+    np.testing.assert_array_equal(ensemble.boosting("test"), want)
+    got, said = ensemble.boosting("out_of_fold"), ensemble.out_of_fold()
+    own = dms[1].rows("val").row.numpy()
+    at = np.searchsorted(said.row, own)
+    np.testing.assert_array_equal(got[at], models[1].prob(dms[1].values("val")))
+
+
+def test_boosting_scores_new_rows_as_it_did_in_the_test(
+    whole: tuple[Path, FoldEnsemble], csv: Path
+) -> None:
+    arrivals = pd.read_csv(csv).query("site == 'C'").drop(columns="died")
+    np.testing.assert_array_equal(whole[1].boosting(arrivals), whole[1].boosting("test"))
+
+
+def test_boosting_of_rows_it_does_not_know_is_refused(whole: tuple[Path, FoldEnsemble]) -> None:
+    with pytest.raises(ValueError, match=r"'test', 'out_of_fold' or a table, got 'val'\. Read"):
+        whole[1].boosting("val")
+
+
+def test_boosting_needs_the_training_rows(whole: tuple[Path, FoldEnsemble]) -> None:
+    loaded = FoldEnsemble.load(whole[0])
+    with pytest.raises(ValueError, match=r"came from checkpoints, which hold no rows\. Call"):
+        loaded.boosting("test")
 
 
 def test_each_development_row_is_scored_by_the_member_that_has_not_seen_it(
