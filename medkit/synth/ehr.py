@@ -30,9 +30,16 @@ from medkit.record.files import sha256_file, write_text
 from medkit.synth import hospitals, interacting
 from medkit.synth.columns import GRID, Column, by_site, draw, likelihood, missing_given
 from medkit.synth.exact import Floats, noise, noise_density, sigmoid, uniforms
-from medkit.synth.hospitals import FEATURES, MISSING_CODES, STAYS, Feature
+from medkit.synth.hospitals import FEATURES, MISSING_CODES, PLAUSIBLE, STAYS, Feature
 
-__all__ = ["MISSING_CODES", "Hospitals", "dictionary_csv", "make_hospitals", "write_tables"]
+__all__ = [
+    "MISSING_CODES",
+    "Hospitals",
+    "contract_yaml",
+    "dictionary_csv",
+    "make_hospitals",
+    "write_tables",
+]
 
 log = logging.getLogger(__name__)
 
@@ -174,12 +181,30 @@ def dictionary_csv(family: str = "additive") -> str:
     return "\n".join([*lines, "died,0/1,,,died in hospital; the target", ""])
 
 
+def contract_yaml(family: str = "additive") -> str:
+    """Return the data contract as a person would write it who has read the dictionary."""
+    lines = ["version: 1", "target: died", "patient: patient_id", "site: site"]
+    lines += [f"sites: [{', '.join(STAYS)}]", "columns:"]
+    for f in features_of(family):
+        units = ", ".join(f'{site}: "{unit}"' for site, (_, unit, _) in (f.factor or {}).items())
+        codes = ", ".join(f"{site}: [{code}]" for site, code in (f.codes or {}).items())
+        low, high = PLAUSIBLE.get(f.name, (0, 1))
+        lines += [f"  {f.name}:", f"    kind: {'binary' if f.binary else 'number'}"]
+        lines += [] if f.binary else [f'    unit: "{f.unit}"']
+        lines += [f"    units_at: {{{units}}}"] if units else []
+        lines += [f"    missing_at: {{{codes}}}"] if codes else []
+        lines += [] if f.binary else [f"    low: {low}", f"    high: {high}"]
+        lines += ["    recorded: before"] + ([f'    meaning: "{f.meaning}"'] if f.meaning else [])
+    return "\n".join([*lines, ""])
+
+
 def write_tables(folder: Path | str, *, seed: int = 0, family: str = "additive") -> dict[str, str]:
-    """Write encounters.csv, truth.csv, dictionary.csv and SHA256SUMS; return name -> SHA-256."""
+    """Write encounters, truth, dictionary, contract and SHA256SUMS; return name -> SHA-256."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = make_hospitals(seed=seed, family=family)
     texts = {
+        "contract.yaml": contract_yaml(family),
         "dictionary.csv": dictionary_csv(family),
         "encounters.csv": drawn.encounters_csv(),
         "truth.csv": drawn.truth_csv(),

@@ -104,3 +104,11 @@ FEATURES = (
 MISSING_CODES: dict[str, list[float]] = {
     f.name: sorted({float(code) for code in f.codes.values()}) for f in FEATURES if f.codes
 }
+
+# What a person would write into a data contract: beyond these a cell is an error [unit].
+PLAUSIBLE: dict[str, tuple[float, float]] = {
+    **{"age": (0, 120), "heart_rate": (20, 300), "sbp": (30, 300), "resp_rate": (2, 80)},
+    **{"temperature": (25, 45), "spo2": (30, 100), "creatinine": (0.1, 30), "urea": (2, 500)},
+    **{"sodium": (90, 200), "potassium": (1, 12), "glucose": (10, 1500), "lactate": (0.1, 40)},
+    **{"wbc": (0.1, 500), "platelets": (1, 2000), "haemoglobin": (2, 25), "bnp": (1, 100_000)},
+}

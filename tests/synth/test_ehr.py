@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from medkit import synth
-from medkit.synth.ehr import Hospitals, dictionary_csv, main, make_hospitals
+from medkit.data.contract import Contract
+from medkit.synth.ehr import Hospitals, contract_yaml, dictionary_csv, main, make_hospitals
 from medkit.synth.hospitals import FEATURES
 
 SAMPLES = Path(__file__).parents[2] / "data_samples" / "ehr"
@@ -42,7 +45,13 @@ def test_the_encounters_are_the_same_bytes_as_ever() -> None:
 
 def test_the_sample_files_are_what_the_command_writes(tmp_path: Path) -> None:
     main([str(tmp_path)])
-    for name in ("encounters.csv", "truth.csv", "dictionary.csv", "SHA256SUMS"):
+    for name in (
+        "encounters.csv",
+        "truth.csv",
+        "dictionary.csv",
+        "contract.yaml",
+        "SHA256SUMS",
+    ):
         assert (tmp_path / name).read_bytes() == (SAMPLES / name).read_bytes(), name
 
 
@@ -168,6 +177,19 @@ def test_the_dictionary_names_every_column_of_the_table() -> None:
     header = (SAMPLES / "encounters.csv").read_text().split("\n", 1)[0].split(",")
     described = [line.split(",", 1)[0] for line in dictionary_csv().splitlines()[1:]]
     assert described == header
+
+
+@pytest.mark.parametrize("family", ["additive", "interacting"])
+def test_the_contract_reads_the_table_as_it_was_drawn_and_nothing_breaks_it(family: str) -> None:
+    drawn = make_hospitals(family=family)
+    contract = Contract.from_text(contract_yaml(family))
+    table, broken = contract.apply(pd.read_csv(io.StringIO(drawn.encounters_csv())))
+    assert [b for b in broken if not b.expected] == []
+    for name, missing in drawn.missing.items():
+        assert np.array_equal(table[name].isna(), missing), name
+    middle = table.groupby("site")[contract.features].median()
+    ratio = middle.max() / middle.min()  # one unit in all hospitals; 18 or 88 otherwise
+    assert ratio[["creatinine", "glucose"]].max() < 1.2
 
 
 def test_an_unknown_hospital_is_refused() -> None:
