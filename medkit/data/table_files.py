@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,4 +60,18 @@ def require_unique(names: Sequence[str], where: str) -> None:
         raise ValueError(
             f"{where} must name each column once, and {twice} stand there more than once. "
             "Rename or remove one of each: which of them is meant can't be guessed."
+        )
+
+
+def require_columns(frame: pd.DataFrame, wanted: Sequence[str], where: str) -> None:
+    """Refuse a table without one of the columns, and say which name is close to it."""
+    found = [str(name) for name in frame.columns]
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        close = difflib.get_close_matches(missing[0], found, n=1)
+        raise ValueError(
+            f"{where} has no column {missing}; found {found}. "
+            + (f"Did you mean {close[0]!r}? " if close else "")
+            + "Rename a column, or pass its name (target=, patient=, site=, ...); "
+            "patient=None says that each row is another patient."
         )

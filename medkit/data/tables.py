@@ -6,7 +6,6 @@ never by the patient's id.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from medkit.data import columns
 from medkit.data.contract import repair
 from medkit.data.contract.breaches import Broken
-from medkit.data.contract.cells import Code, as_list, numbers_of, quoted, rows_of
+from medkit.data.contract.cells import Code, as_list
 from medkit.data.contract.schema import Contract
 from medkit.data.parquet import open_table
-from medkit.data.table_files import load_table, require_unique
+from medkit.data.table_files import load_table, require_columns, require_unique
 
 __all__ = ["Code", "Table", "TableSpec", "as_list", "load_table", "read_table"]
 
@@ -68,6 +68,10 @@ class TableSpec:
         """Columns with a role of their own."""
         roles = (self.target, self.patient, self.site, self.split)
         return [name for name in roles if name is not None]
+
+    def codes(self, name: str) -> list[Code]:
+        """Return the values that mean missing in a column."""
+        return [code for at in ("*", name) for code in as_list(self.missing_codes.get(at, ()))]
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def read_table(
     _require_rows_and_names(frame, where)
     new = features is not None
     coded = [name for name in spec.missing_codes if name != "*"]
-    _require_columns(frame, _needed(spec, features, contract, coded), where)
+    require_columns(frame, _needed(spec, features, contract, coded), where)
     broken: tuple[Broken, ...] = ()
     if contract is not None:
         features = _agreed(contract, spec, features, where)
@@ -134,17 +138,20 @@ def read_table(
         _require_patients_named(frame, spec, features, where)
         values = np.empty((len(frame), len(features)), np.float32, order="F")
         for index, name in enumerate(features):
-            values[:, index] = _numbers(frame[name], _codes(spec, name), where)
+            values[:, index] = columns.numbers(frame[name], spec.codes(name), where)
     empty = np.full(len(frame), "")
 
     def text(name: str | None) -> NDArray[np.str_] | None:
-        return _texts(frame[name], where) if name is not None and name in frame else None
+        return columns.texts(frame[name], where) if name is not None and name in frame else None
 
     patient, site = text(spec.patient), text(spec.site)
+    y = np.full(len(frame), -1)
+    if not new or spec.target in frame:
+        y = columns.labels(frame[spec.target], where, above=spec.target_above, new=new)
     return Table(
         features=tuple(features),
         values=values,
-        y=_labels(frame, spec, where, new=new),
+        y=y,
         patient=_numbered(len(frame)) if patient is None else patient,
         site=empty if site is None else site,
         split=None if new else text(spec.split),
@@ -205,8 +212,8 @@ def _repaired(
     place = {name: index for index, name in enumerate(features)}
     values = np.empty((len(frame), len(features)), np.float32, order="F")
     broken = [b for b in repair.unused(contract, frame, new=new) if b.column not in ignore]
-    for columns, found in repair.repaired(contract, frame, new=new):
-        for name, column in columns.items():
+    for repaired, found in repair.repaired(contract, frame, new=new):
+        for name, column in repaired.items():
             if name in place:
                 values[:, place[name]] = column
                 broken += found
@@ -223,19 +230,6 @@ def _require_rows_and_names(frame: pd.DataFrame, where: str) -> None:
         )
 
 
-def _require_columns(frame: pd.DataFrame, wanted: Sequence[str], where: str) -> None:
-    found = [str(name) for name in frame.columns]
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        close = difflib.get_close_matches(missing[0], found, n=1)
-        raise ValueError(
-            f"{where} has no column {missing}; found {found}. "
-            + (f"Did you mean {close[0]!r}? " if close else "")
-            + "Rename a column, or pass its name (target=, patient=, site=, ...); "
-            "patient=None says that each row is another patient."
-        )
-
-
 def _require_patients_named(
     frame: pd.DataFrame, spec: TableSpec, features: Sequence[str], where: str
 ) -> None:
@@ -246,72 +240,6 @@ def _require_patients_named(
             f"{where}: patient ids must not be a feature, and column {ids[0]!r} looks like them. "
             f"Pass patient={ids[0]!r}, or ignore=[{ids[0]!r}]."
         )
-
-
-def _codes(spec: TableSpec, name: str) -> list[Code]:
-    return [*as_list(spec.missing_codes.get("*", ())), *as_list(spec.missing_codes.get(name, ()))]
-
-
-def _numbers(column: pd.Series, codes: Sequence[Code], where: str) -> NDArray[np.float32]:
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(object)
-    if not pd.api.types.is_numeric_dtype(column):
-        trimmed = column.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
-        column = trimmed.mask(trimmed.isin([code for code in codes if isinstance(code, str)]))
-        if pd.api.types.is_datetime64_any_dtype(column):
-            column = column.astype(str)  # to_numeric would make nanoseconds of it
-        numbers = pd.to_numeric(column, errors="coerce")
-        text = (numbers.isna() & column.notna()).to_numpy()
-        if text.any():
-            raise ValueError(
-                f"{where}: column {column.name!r} must be numeric; found {quoted(column[text])} "
-                f"in {rows_of(text)}. If that means missing, pass missing_codes={{{column.name!r}: "
-                f"[...]}}; if the column is no feature, pass ignore=[{column.name!r}]."
-            )
-        column = numbers
-    exact = column.to_numpy(np.float64, na_value=np.nan)
-    gone = np.isin(exact, numbers_of(codes))
-    with np.errstate(over="ignore"):  # what float32 can't hold is reported as infinite below
-        values = np.where(gone, np.nan, exact).astype(np.float32)
-    infinite = np.isinf(values)
-    if infinite.any():
-        raise ValueError(
-            f"{where}: column {column.name!r} must hold finite numbers; found infinite ones (or "
-            f"beyond 3e38) in {rows_of(infinite)}. One of them makes every mean and every gradient "
-            "useless: correct the export, or name the value in missing_codes."
-        )
-    return values
-
-
-def _labels(frame: pd.DataFrame, spec: TableSpec, where: str, *, new: bool) -> NDArray[np.int64]:
-    if new and spec.target not in frame:
-        return np.full(len(frame), -1)
-    column = frame[spec.target]
-    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    if spec.target_above is not None:
-        values = np.where(np.isnan(values), np.nan, values > spec.target_above)
-    if new:
-        values[column.isna()] = -1
-    wrong = ~np.isin(values, (0.0, 1.0, -1.0) if new else (0.0, 1.0))
-    if wrong.any():
-        raise ValueError(
-            f"{where}: the target {column.name!r} must be 0 or 1 in each row; found "
-            f"{quoted(column[wrong])} in {rows_of(wrong)}. Pass target_above=T where labels above "
-            "T count as 1, and leave out rows without a label."
-        )
-    return values.astype(np.int64)
-
-
-def _texts(column: pd.Series, where: str) -> NDArray[np.str_]:
-    empty = column.isna().to_numpy()
-    if empty.any():
-        raise ValueError(
-            f"{where}: column {column.name!r} must be filled in each row; it is empty in "
-            f"{rows_of(empty)}. Whose row that is decides on which side of a split it may stand: "
-            "fill it in, or leave those rows out."
-        )
-    number, different = pd.factorize(column)  # sites repeat: one text each, not one per row
-    return np.array([str(cell).strip() for cell in different], np.str_)[number]
 
 
 def _numbered(rows: int) -> NDArray[np.str_]:
