@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 SCALES = ("robust", "standard")
 _NORMAL_IQR = 1.3489795  # interquartile range of a standard normal
+_ENDS = (0.005, 0.995)
 _BLOCK = 8192  # rows
 
 
@@ -32,6 +33,11 @@ class Preprocessing:
         indicators: Columns that get a second, 0/1 column: 1 where the value was missing.
         fitted_on: Digest of whose rows it was fitted on, see :func:`digest_ids`.
         rows: How many those were.
+        low: What 0.5 % of the training rows are below, by column; what is far from there was not
+            seen in training. Quantiles, as extremes would be single patients'.
+        high: What 0.5 % are above.
+        missing: Share missing in the training rows, by column.
+        most_missing: Share missing in the training row with the most missing cells.
     """
 
     features: tuple[str, ...]
@@ -42,6 +48,10 @@ class Preprocessing:
     indicators: tuple[str, ...]
     fitted_on: str
     rows: int
+    low: tuple[float, ...] = ()  # these four are empty in checkpoints of medkit before 0.2
+    high: tuple[float, ...] = ()
+    missing: tuple[float, ...] = ()
+    most_missing: float = 1.0
 
     @property
     def names(self) -> list[str]:
@@ -116,10 +126,15 @@ def fit(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}. 4.0 cuts at four scales.")
     fill, center, scales, with_indicator = [], [], [], []
+    ends, missing, of_row = [], [], np.zeros(len(values) if rows is None else len(rows), np.int32)
     for index, name in enumerate(features):
         column = (values[:, index] if rows is None else values[rows, index]).astype(np.float64)
-        there = column[~np.isnan(column)]
+        gone = np.isnan(column)
+        there = column[~gone]
         median, middle, width = _location(there, scale)
+        ends.append(np.quantile(there, _ENDS).tolist() if len(there) else [0.0, 0.0])
+        missing.append(float(gone.mean()))
+        of_row += gone
         if width == 0:
             log.warning(
                 "%s in every training row: column %r is not used",
@@ -139,7 +154,11 @@ def fit(
         clip=clip,
         indicators=tuple(with_indicator),
         fitted_on=fitted_on,
-        rows=len(values) if rows is None else len(rows),
+        rows=len(of_row),
+        low=tuple(low for low, _ in ends),
+        high=tuple(high for _, high in ends),
+        missing=tuple(missing),
+        most_missing=float(of_row.max(initial=0)) / max(1, len(features)),
     )
 
 
