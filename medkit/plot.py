@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import Literal
 
 import numpy as np
@@ -146,6 +147,45 @@ def missingness(
     return _finish(ax, legend=True)
 
 
+def forest(
+    ax: Axes,
+    results: Mapping[str, Mapping[str, Metric]],
+    *,
+    xlabel: str,
+    lines: Mapping[str, float] | None = None,
+) -> Axes:
+    """Draw a number with its interval per row and series, the first row on top.
+
+    Args:
+        ax: Where to draw.
+        results: Row (a way, a model) -> series (inside, outside) -> number. What is NaN is left
+            out, and the row keeps its place.
+        xlabel: Name of the number, with its unit.
+        lines: Series -> value to compare with, drawn as a line in the colour of the series.
+    """
+    series = list(dict.fromkeys(name for of_row in results.values() for name in of_row))
+    for number, (name, color, marker) in enumerate(
+        zip(series, cycle(COLORS), cycle(_MARKERS), strict=False)
+    ):
+        found = [
+            (row + 0.3 * (number - (len(series) - 1) / 2), of_row[name])
+            for row, of_row in enumerate(results.values())
+            if name in of_row and np.isfinite(of_row[name].value)
+        ]
+        rows = max((metric.n or 0 for _, metric in found), default=0)
+        for at, metric in found:
+            if metric.low is not None and metric.high is not None:
+                ax.plot([metric.low, metric.high], [at, at], color=color, linewidth=1.2)
+        label = f"{name}: {rows} rows" if rows else name
+        values = [metric.value for _, metric in found]
+        ax.plot(values, [at for at, _ in found], marker, color=color, markersize=4, label=label)
+        if lines is not None and np.isfinite(lines.get(name, np.nan)):
+            ax.axvline(lines[name], color=color, linewidth=0.9, linestyle=_LINES[1 + number % 3])
+    ax.set_yticks(range(len(results)), list(results))
+    ax.set(xlabel=xlabel, ylim=(len(results) - 0.5, -0.5))
+    return _finish(ax, legend=False)
+
+
 def seed_spread(ax: Axes, runs: Mapping[str, Sequence[float]], *, xlabel: str = "AUROC") -> Axes:
     """Draw every run as a point, and the mean over seeds with its t interval beside them."""
     names = list(runs)
@@ -173,6 +213,51 @@ def seed_spread(ax: Axes, runs: Mapping[str, Sequence[float]], *, xlabel: str = 
         title="points: seeds; diamond: mean, 95 % t interval over seeds",
     )
     return _finish(ax, legend=False)
+
+
+def attributions(
+    ax: Axes,
+    shares: Mapping[str, ArrayLike],
+    columns: Sequence[str],
+    *,
+    verdict: str,
+    top: int = 10,
+    unit: str = "logit",
+) -> Axes:
+    """Draw a bar per column: its mean absolute share, with a t interval over seeds or folds.
+
+    Args:
+        ax: Where to draw.
+        shares: Name of a method or model -> ``(P,)``, or ``(runs, P)``: mean absolute shares.
+        columns: Names of the P columns.
+        verdict: What the randomisation test said; it is the title, so that "do not use" can't be
+            left out.
+        top: So many columns, those with the largest bar in the first of ``shares``.
+        unit: Of the shares.
+    """
+    runs_of = {name: np.atleast_2d(np.asarray(runs, np.float64)) for name, runs in shares.items()}
+    order = np.argsort(-next(iter(runs_of.values())).mean(axis=0), kind="stable")[:top][::-1]
+    height = 0.8 / len(runs_of)
+    for number, (color, (name, runs)) in enumerate(
+        zip(cycle(COLORS), runs_of.items(), strict=False)
+    ):
+        at = np.arange(len(order)) + (len(runs_of) / 2 - 0.5 - number) * height
+        means = [mean_over_seeds(runs[:, column].tolist()) for column in order]
+        half = [0.0 if m.high is None else m.high - m.value for m in means]
+        label = name if len(runs) == 1 else f"{name}: mean of {len(runs)}, 95 % t interval"
+        ax.barh(
+            at,
+            [m.value for m in means],
+            height,
+            xerr=half if len(runs) > 1 else None,
+            color=color,
+            label=label,
+            error_kw={"elinewidth": 0.8, "capsize": 2},
+        )
+    ax.set_yticks(np.arange(len(order)), [columns[column] for column in order])
+    ax.set(xlabel=f"mean absolute share [{unit}]", title=fill(verdict, 70))
+    ax.set_xlim(left=0)
+    return _finish(ax, legend=True, loc="lower right")
 
 
 def _interval(metric: Metric) -> str:

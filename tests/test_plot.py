@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from medkit import plot
 from medkit.metrics.discrimination import auroc
 from medkit.metrics.spread import mean_over_seeds
+from medkit.record.results import Metric
 
 mpl.use("Agg")
 PROB = np.linspace(0.02, 0.98, 60)
@@ -87,6 +88,16 @@ def test_seed_spread_shows_every_seed_and_the_mean_with_its_interval(ax: Axes) -
     ]
 
 
+def test_attributions_show_the_largest_columns_and_the_verdict_over_them(ax: Axes) -> None:
+    shares = {"net": [[0.1, 0.9, 0.4], [0.3, 1.1, 0.4]], "logistic regression": [0.2, 0.5, 0.1]}
+    plot.attributions(ax, shares, ["age", "bnp", "urea"], top=2, verdict="do not use: a reason")
+    assert ax.get_title() == "do not use: a reason"
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["urea", "bnp"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.4, 1.0, 0.1, 0.5])
+    assert legend(ax) == "net: mean of 2, 95 % t interval\nlogistic regression"
+    assert ax.get_xlabel() == "mean absolute share [logit]"
+
+
 def test_the_same_numbers_draw_the_same_points(ax: Axes) -> None:
     plot.seed_spread(ax, {"net": [0.86, 0.87, 0.85]})
     _, other = plt.subplots()
@@ -100,3 +111,20 @@ def test_drawing_leaves_matplotlibs_settings_as_they_were(ax: Axes) -> None:
     before = dict(mpl.rcParams)
     plot.roc(ax, Y, {"net": PROB})
     assert dict(mpl.rcParams) == before
+
+
+def test_a_forest_shows_each_interval_in_its_row_and_leaves_out_what_has_no_value(ax: Axes) -> None:
+    inside = Metric(0.9, 0.8, 0.95, 0.95, 60)
+    rows = {
+        "zeros": {"inside": inside, "outside": Metric(float("nan"))},
+        "means": {"inside": inside},
+    }
+    plot.forest(ax, rows, xlabel="AUROC", lines={"inside": 0.91})
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["zeros", "means"]
+    first, second, points, best, *_ = ax.get_lines()
+    assert list(first.get_xdata()) == list(second.get_xdata()) == [0.8, 0.95]
+    assert first.get_ydata()[0] < second.get_ydata()[0]
+    assert ax.yaxis_inverted()
+    assert points.get_label() == "inside: 60 rows"
+    assert len(points.get_xdata()) == 2
+    assert set(best.get_xdata()) == {0.91}
