@@ -12,7 +12,7 @@ from medkit.jobs.notebook import read_notebook
 from medkit.jobs.parameters import read_parameters
 from medkit.jobs.plan import Plan, Request, make_plan
 from medkit.jobs.redact import Redactor
-from medkit.jobs.tables import as_text, metric_rows
+from medkit.jobs.tables import as_text, comparisons, metric_rows
 from medkit.record.folder import RunFolder
 from medkit.record.results import METRICS_NAME, read_metrics
 
@@ -95,10 +95,15 @@ def metrics_table(folder: RunFolder) -> str:
     path = folder.path / METRICS_NAME
     if not path.is_file():
         return "this run has written no metrics.json\n"
-    rows = metric_rows(read_metrics(path))
+    metrics = read_metrics(path)
+    rows = metric_rows(metrics)
     shown = [(row.name, row.value, row.interval, row.n) for row in rows[:MAX_ROWS]]
     more = f"... and {len(rows) - MAX_ROWS} more in {path}\n" if len(rows) > MAX_ROWS else ""
-    return as_text(("metric", "value", "interval", "n"), shown) + more
+    against = [str(found) for found in comparisons(metrics)]
+    if len(against) > MAX_ROWS:
+        against[MAX_ROWS:] = [f"and {len(against) - MAX_ROWS} more comparisons in the report"]
+    said = "".join(f"{line}\n" for line in against)
+    return as_text(("metric", "value", "interval", "n"), shown) + more + said
 
 
 def bad_end(plan: Plan, folder: RunFolder, ending: Ending) -> str:

@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from medkit.jobs.tables import MetricRow, metric_rows
+from medkit.jobs.ledger_tables import breaches, findings
+from medkit.jobs.tables import comparisons, metric_rows
 from medkit.record.files import write_text
 from medkit.record.folder import RunFolder
-from medkit.record.results import METRICS_NAME, read_metrics
+from medkit.record.results import METRICS_NAME, Metric, read_metrics
 
 REPORT_NAME = "report.html"
 _FACTS = (
@@ -46,7 +47,7 @@ def write_report(run: RunFolder) -> Path:
 
     here = Path(__file__).parent
     cells, styles = _cells(run.path / "notebook.ipynb")
-    facts = run.read()
+    facts, lines, metrics = run.read(), _lines(run), _metrics(run)
     page = Environment(autoescape=True, trim_blocks=True).from_string(
         (here / "report.html.j2").read_text(encoding="utf-8")
     )
@@ -55,9 +56,13 @@ def write_report(run: RunFolder) -> Path:
         title=Path(str(facts.get("notebook", "run"))).stem,
         run=facts,
         error=attempts[-1].get("error", ""),
-        metrics=_metrics(run),
+        comparisons=comparisons(metrics),
+        metrics=metric_rows(metrics),
+        findings=findings(lines),
+        broken=breaches(lines, agreed=False),
+        agreed=breaches(lines, agreed=True),
         parameters=[(n, json.dumps(v)) for n, v in facts.get("parameters", {}).items()],
-        ledger=_ledger(run),
+        ledger=_counted(lines),
         facts=[(name, _said(facts[name])) for name in _FACTS if facts.get(name)],
         cells=Markup(cells),  # nbconvert has escaped what is text
         css=Markup((here / "report.css").read_text(encoding="utf-8") + styles),
@@ -105,13 +110,16 @@ def _describe_figures(cells: list[Any]) -> None:
                 out.setdefault("metadata", {}).setdefault("alt", alt)
 
 
-def _metrics(run: RunFolder) -> list[MetricRow]:
+def _metrics(run: RunFolder) -> dict[str, Metric]:
     path = run.path / METRICS_NAME
-    return metric_rows(read_metrics(path)) if path.is_file() else []
+    return read_metrics(path) if path.is_file() else {}
 
 
-def _ledger(run: RunFolder) -> list[tuple[str, str, int]]:
-    lines = run.ledger.read() if run.ledger.path.is_file() else []
+def _lines(run: RunFolder) -> list[dict[str, Any]]:
+    return run.ledger.read() if run.ledger.path.is_file() else []
+
+
+def _counted(lines: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
     count = Counter((str(li.get("event", "")), str(li.get("action", ""))) for li in lines)
     return [(event, action, times) for (event, action), times in sorted(count.items())]
 

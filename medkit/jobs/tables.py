@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medkit.record.results import Metric
 
 _FIRST = ("test", "val", "train")
+_DIFFERENCE = re.compile(r"(?P<stage>.+)/(?P<metric>[^/]+?)_minus_(?P<rival>[^/]+)")
+_RIVALS = {
+    "logistic": "logistic regression",
+    "cox": "penalised Cox regression",
+    "boosting": "gradient boosting",
+}
+_SIMPLE = ("logistic", "cox")  # to be used unless the net is shown to be better
+_LESS_IS_BETTER = {"brier", "integrated_brier", "ece", "loss", "log_loss", "nll", "mae", "rmse"}
+_AT_BEST = {
+    "calibration_slope",
+    "calibration_intercept",
+}  # 1 and 0: a difference has no better side
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,67 @@ def metric_rows(metrics: Mapping[str, Metric]) -> list[MetricRow]:
         return (_FIRST.index(stage) if stage in _FIRST else len(_FIRST), name)
 
     return [_row(name, metrics[name]) for name in sorted(metrics, key=rank) if name != "run/quick"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference to a rival, in words.
+
+    Attributes:
+        name: Of the metric, such as "test/auroc_minus_logistic".
+        what: What is compared, such as "test: auroc minus that of logistic regression".
+        value: The difference, with its sign.
+        interval: Its interval; empty where none was given.
+        verdict: Which of the two to use, as far as the interval shows it.
+        shown: Whether the net is shown to be better.
+    """
+
+    name: str
+    what: str
+    value: str
+    interval: str
+    verdict: str
+    shown: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value} {self.interval or '(no interval)'}: {self.verdict}"
+
+
+def comparisons(metrics: Mapping[str, Metric]) -> list[Comparison]:
+    """Return what the metrics named ``<stage>/<metric>_minus_<rival>`` say, as a reader wants it.
+
+    A net that is not shown to be better than a linear model is not to be used: what it costs in
+    upkeep, spread over seeds and opacity has bought nothing.
+    """
+    found = []
+    for row in metric_rows(metrics):
+        match = _DIFFERENCE.fullmatch(row.name)
+        if match is None:
+            continue
+        stage, of, rival = match.groups()
+        whose = _RIVALS.get(rival, rival.replace("_", " "))
+        metric = metrics[row.name]
+        verdict, shown = _verdict(metric, of, rival, whose)
+        sign = "+" if metric.value > 0 else ""
+        what = f"{stage}: {of} minus that of {whose}"
+        value = sign + row.value
+        found.append(Comparison(row.name, what, value, row.interval, verdict, shown))
+    return found
+
+
+def _verdict(metric: Metric, of: str, rival: str, whose: str) -> tuple[str, bool]:
+    use = f"use {whose}"
+    if metric.low is None or metric.high is None:
+        return (
+            f"without an interval nothing is shown{f': {use}' if rival in _SIMPLE else ''}",
+            False,
+        )
+    if metric.low <= 0 <= metric.high:
+        return use if rival in _SIMPLE else f"not shown to differ from {whose}", False
+    if of in _AT_BEST:
+        return f"differs from {whose}; which is better the difference does not say", False
+    better = metric.high < 0 if of in _LESS_IS_BETTER else metric.low > 0
+    return (f"better than {whose}", True) if better else (f"worse: {use}", False)
 
 
 def _row(name: str, metric: Metric) -> MetricRow:

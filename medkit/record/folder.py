@@ -131,6 +131,15 @@ class RunFolder:
         return path
 
 
+def own_run() -> RunFolder | None:
+    """Return the run that this process is in and writes for, or None: none, over, a helper's."""
+    path = os.environ.get("MEDKIT_RUN_DIR", "")
+    if not path or os.environ.get("LOCAL_RANK", "0") != "0":
+        return None
+    folder = RunFolder(path)
+    return folder if folder.exists() and folder.status == "running" else None
+
+
 def new_run_path(base: Path | str, notebook_stem: str, seed: int) -> Path:
     """Return ``<base>/<notebook>/<UTC>-s<seed>``, with ``-2``, ``-3`` ... where that is taken."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

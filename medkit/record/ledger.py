@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,8 @@ LEDGER_NAME = "ledger.jsonl"
 class Ledger:
     """Append-only lines with the keys ``time stage epoch batch step event rows action detail``.
 
-    ``rows`` holds pseudonyms or positions, never patient identifiers.
+    ``rows`` holds pseudonyms or positions, never patient identifiers. Lines that a report makes a
+    table of have ``facts`` too: what ``detail`` says, as plain types.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -34,6 +35,7 @@ class Ledger:
         step: int | None = None,
         rows: Sequence[int | str] = (),
         detail: str = "",
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write one line and sync it: what was done is known even after a SIGKILL."""
         line = {
@@ -46,7 +48,7 @@ class Ledger:
             "rows": list(rows),
             "action": action,
             "detail": detail,
-        }
+        } | ({} if facts is None else {"facts": dict(facts)})
         with self.path.open("a+b") as handle:
             _drop_torn_end(handle)
             handle.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())

@@ -76,3 +76,9 @@ def test_damage_inside_is_an_error_that_names_the_line(filled: Ledger) -> None:
     filled.path.write_text("".join([lines[0], "{torn\n", *lines[2:]]))
     with pytest.raises(ValueError, match=r"ledger\.jsonl line 2 must be JSON.*restore it"):
         filled.read()
+
+
+def test_facts_are_kept_as_they_are(ledger: Ledger) -> None:
+    facts = {"column": "lactate", "found": [{"what": "above 30", "cells": 3}]}
+    ledger.append("contract broken", action="set missing", facts=facts)
+    assert ledger.read()[0]["facts"] == facts

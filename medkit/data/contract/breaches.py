@@ -11,6 +11,7 @@ import pandas as pd
 from medkit.record.ledger import Ledger
 
 FIRST_ROWS = 5
+BROKEN, APPLIED = "contract broken", "contract applied"  # events in the ledger
 
 
 @dataclass(frozen=True)
@@ -57,27 +58,25 @@ def to_ledger(broken: Sequence[Broken], ledger: Ledger, *, stage: str = "") -> N
     resumed notebook comes through here a second time, hence the check.
     """
     there = {_key(line) for line in ledger.read()}
-    places = dict.fromkeys((b.column, b.site) for b in broken)
-    for column, site in places:
+    for column, site in dict.fromkeys((b.column, b.site) for b in broken):
         here = [b for b in broken if (b.column, b.site) == (column, site)]
         breaches = [b for b in here if not b.expected]
-        event = "contract broken" if breaches else "contract applied"
         name = f"{column} at {site}" if site else column
         line: dict[str, Any] = {
             "stage": stage,
-            "event": event,
+            "event": BROKEN if breaches else APPLIED,
             "rows": [row for b in breaches for row in b.rows][:FIRST_ROWS],
             "action": "; ".join(dict.fromkeys(b.action for b in here)),
             "detail": f"{name}: " + "; ".join(f"{b.count} {b.what}" for b in here),
         }
-        if _key(line) not in there:
-            ledger.append(
-                event,
-                action=line["action"],
-                stage=stage,
-                rows=line["rows"],
-                detail=line["detail"],
-            )
+        if _key(line) in there:
+            continue
+        found = [
+            {"what": b.what, "cells": b.count, "done": b.action, "agreed": b.expected} for b in here
+        ]
+        ledger.append(
+            line.pop("event"), facts={"column": column, "site": site, "found": found}, **line
+        )
 
 
 def _key(line: dict[str, Any]) -> tuple[str, ...]:

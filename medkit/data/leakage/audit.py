@@ -29,7 +29,6 @@ Checks that rest on chance say "leak" or "suspicious" at p < 1e-5 each, over all
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -37,17 +36,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medkit import keyed
+from medkit.data.contract import breaches
 from medkit.data.contract.schema import Contract, feature_names
 from medkit.data.leakage import chance, fitted
 from medkit.data.leakage import split as leak_split
 from medkit.data.leakage.duplicates import Copies, duplicates
-from medkit.data.leakage.findings import Finding, report, worst_first
+from medkit.data.leakage.findings import Finding, report, to_ledger, worst_first
 from medkit.data.leakage.fitted import split_digests
 from medkit.data.leakage.shuffle import label_shuffle, units
 from medkit.data.preprocessing import Preprocessing
 from medkit.data.splits import PARTS, Split
 from medkit.data.tables import Table
-from medkit.record.folder import RunFolder
+from medkit.record.folder import own_run
 
 __all__ = ["Finding", "after_setup", "audit", "report", "split_digests"]
 
@@ -156,7 +156,10 @@ def after_setup(
                 *audit(small, part, None, recorded_after=after, known=known),
             ]
         )
-    _write_down([finding for finding in findings if finding.severity == "leak"])
+    for finding in findings:
+        if finding.severity == "leak":
+            log.warning("%s", finding)
+    write_down(table, findings)
     return findings
 
 
@@ -220,21 +223,12 @@ def _filled(table: Table, split: Split) -> NDArray[np.float32]:
     return x
 
 
-def _write_down(leaks: Sequence[Finding]) -> None:
-    """Warn of leaks, and put them into the ledger of the run this process is in, once."""
-    for finding in leaks:
-        log.warning("%s", finding)
-    path = os.environ.get("MEDKIT_RUN_DIR", "")
-    if not leaks or not path or os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    folder = RunFolder(path)
-    if not folder.exists() or folder.status != "running":
-        return  # a run of this process that is over
-    there = {(line["event"], line["detail"]) for line in folder.ledger.read()}
-    for finding in leaks:
-        line = (f"leak: {finding.check}", finding.sentence)
-        if line not in there:  # a resumed run sets its data up again
-            folder.ledger.append(line[0], action="warned", detail=line[1])
+def write_down(table: Table, findings: Sequence[Finding]) -> None:
+    """Put breaches of the contract and findings (notes aside) into the run of this process."""
+    run = own_run()
+    if run is not None:
+        breaches.to_ledger(table.broken, run.ledger)
+        to_ledger(findings, run.ledger)
 
 
 def _require_consistent(

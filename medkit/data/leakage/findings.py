@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from math import erfc, exp, lgamma, log, sqrt
 from typing import Any
 
+from medkit.record.ledger import Ledger
+
 SEVERITIES = ("leak", "suspicious", "note")
 ALPHA = 1e-5  # of each check that rests on chance, whatever the number of columns or pairs
 
@@ -53,6 +55,26 @@ def report(findings: Sequence[Finding]) -> str:
     lines = [", ".join(f"{n} {s if n == 1 else plural[s]}" for s, n in counts.items())]
     lines += [str(finding) for finding in worst_first(findings)]
     return "\n".join(lines) + "\n"
+
+
+def to_ledger(findings: Sequence[Finding], ledger: Ledger) -> None:
+    """Write a line per finding but notes; lines that are there already are not written again."""
+    there = {(line["event"], line["detail"]) for line in ledger.read()}
+    for found in worst_first(findings):
+        event = f"{found.severity}: {found.check}"
+        if found.severity == "note" or (event, found.sentence) in there:
+            continue  # a resumed run sets its data up again
+        ledger.append(
+            event,
+            action="warned",
+            detail=found.sentence,
+            facts={
+                "severity": found.severity,
+                "check": found.check,
+                "evidence": found.evidence,
+                "remedy": found.remedy,
+            },
+        )
 
 
 def two_sided(z: float) -> float:

@@ -211,7 +211,8 @@ def _scaled(values: NDArray[np.float32], rows: Rows) -> tuple[Floats, Rows, Floa
         columns.append(column)
         scales.append(scale)
         scaled.append(np.clip(np.nan_to_num((x - middle) / scale), -4, 4))
-    return np.array(scaled).reshape(len(columns), -1), np.array(columns, int), np.array(scales)
+    shape = (len(columns), len(rows))  # a table of constants has no column left
+    return np.array(scaled).reshape(shape), np.array(columns, int), np.array(scales)
 
 
 def _independent(scaled: Floats) -> tuple[Rows, Floats]:

@@ -364,3 +364,9 @@ def test_a_large_table_is_audited_in_part_and_its_digests_in_whole(
     telling = with_column(table, "discharge_x", table.y)
     found = after_setup(telling, split, None, sampler_rows=split.val)
     assert {"single feature", "sampler", "recorded after the outcome"} <= {f.check for f in found}
+
+
+def test_a_table_of_constants_is_audited() -> None:
+    table, split, _ = clean()
+    same = replace(table, features=("a", "b"), values=np.ones((len(table.y), 2), np.float32))
+    assert alarms(audit(same, split, None)) == []
