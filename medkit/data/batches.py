@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,7 +17,8 @@ class Batch(NamedTuple):
 
     Attributes:
         x: Features, float32 ``(B, F)`` for a table.
-        y: Target, int64 ``(B,)``; -1 where it is not known.
+        y: Target: a label, int64 ``(B,)``, -1 where it is not known; or time and event, float32
+            ``(B, 2)``, NaN where they are not.
         row: Row number in the source, int64 ``(B,)``.
         site: Index into the DataModule's ``sites``, int64 ``(B,)``; -1 for a site not seen before.
     """
@@ -24,6 +27,21 @@ class Batch(NamedTuple):
     y: Tensor
     row: Tensor
     site: Tensor
+
+
+def to_batch(
+    x: NDArray[np.float32], y: NDArray[Any], site: NDArray[np.str_], sites: Sequence[str]
+) -> Batch:
+    """Return a whole table as one batch; ``site`` holds a name a row, ``sites`` the known ones."""
+    names, number = np.unique(site, return_inverse=True)
+    place = {name: index for index, name in enumerate(sites)}
+    codes = torch.tensor([place.get(name, -1) for name in names.tolist()])
+    return Batch(
+        x=torch.from_numpy(x),
+        y=torch.from_numpy(y),
+        row=torch.arange(len(y)),
+        site=codes[torch.from_numpy(number)],
+    )
 
 
 class TableDataset(Dataset[Any]):

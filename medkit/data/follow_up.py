@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from medkit.data.contract.schema import Contract
 from medkit.data.tables import Table, TableSpec, read_table
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,12 @@ class FollowUp:
     table: Table
     time: Floats
 
+    @property
+    def y(self) -> NDArray[np.float32]:
+        """Time and event, ``(N, 2)``; both NaN where nothing is known."""
+        event = np.where(np.isnan(self.time), np.nan, self.table.y)
+        return np.column_stack([self.time, event]).astype(np.float32)
+
 
 def read_follow_up(
     source: str | Path | pd.DataFrame,
@@ -38,6 +45,7 @@ def read_follow_up(
     time: str,
     start: str | None = None,
     features: Sequence[str] | None = None,
+    contract: Contract | None = None,
 ) -> FollowUp:
     """Read and check one row per patient.
 
@@ -48,21 +56,26 @@ def read_follow_up(
         start: Column of the time at which follow-up began, on the same scale; None: 0.
         features: Take exactly these columns, and do without times and events where the table has
             none (for new patients).
+        contract: What the columns must be, the times among them: those of a site that counts in
+            months become days like any other unit.
 
     Raises:
         FileNotFoundError: When there is no such file.
         ValueError: For anything in the table that is not as it must be.
     """
-    if features is not None:
-        table = read_table(source, spec, features=features)
-        return FollowUp(table, np.full(len(table.y), np.nan))
-    table = read_table(source, spec)
     clocks = [name for name in (time, start) if name is not None]
+    if contract is not None:
+        contract = _with_clocks(contract, clocks if features is None else [], of=clocks)
+    if features is not None:
+        table = read_table(source, spec, features=features, contract=contract)
+        return FollowUp(table, np.full(len(table.y), np.nan))
+    table = read_table(source, spec, contract=contract)
     missing = [name for name in clocks if name not in table.features]
     if missing:
         raise ValueError(
             f"a table for survival needs a column of times; it has no column {missing} beside its "
-            f"roles, found {list(table.features)}. Pass time= (and start=) as they are called."
+            f"roles, found {list(table.features)}. Pass time= (and start=) as they are called, and "
+            "have them in the contract where there is one."
         )
     at = {name: table.values[:, table.features.index(name)].astype(np.float64) for name in clocks}
     until = at[time]
@@ -123,6 +136,13 @@ def require_events(event: ArrayLike, *, part: str) -> None:
             f"{count}. Follow them longer, raise val_fraction, take another split_seed, or pool "
             "hospitals."
         )
+
+
+def _with_clocks(contract: Contract, wanted: Sequence[str], *, of: Sequence[str]) -> Contract:
+    """Let the times through that are wanted, though recorded after the outcome, and no others."""
+    rules = {n: rule for n, rule in contract.columns.items() if n not in of or n in wanted}
+    rules |= {n: replace(rules[n], recorded=None) for n in wanted if n in rules}
+    return replace(contract, columns=rules)
 
 
 def _require_known(at: dict[str, Floats], event: ArrayLike) -> None:

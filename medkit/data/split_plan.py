@@ -26,6 +26,7 @@ class SplitPlan:
         folds: Deal the development patients (all but the test's) into so many folds.
         fold: Which of them is the validation.
         split_seed: Decides who is where.
+        split_column: Column that says it all, where there is one.
     """
 
     test_site: str | None = None
@@ -36,8 +37,15 @@ class SplitPlan:
     folds: int | None = None
     fold: int | None = None
     split_seed: int = 0
+    split_column: str | None = None
 
     def __post_init__(self) -> None:
+        if self.split_column and (self.test_site or self.test_folds):
+            raise ValueError(
+                "a split comes from a column or leaves one site (or fold) out, not both; got "
+                f"split_column={self.split_column!r}, test_site={self.test_site!r} and "
+                f"test_folds={self.test_folds}. Keep one of them."
+            )
         _require_pair("folds", self.folds, "fold", self.fold)
         _require_pair("test_folds", self.test_folds, "test_fold", self.test_fold)
         tests = {

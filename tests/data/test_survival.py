@@ -90,7 +90,7 @@ def test_a_split_column_may_do_without_validation() -> None:
             r"training part must hold at least two events; found 20 patients with 1",
         ),
         (small(), {"batch_size": 1}, r"batch_size must be at least 2 or None.*got 1"),
-        (small(), {"split_column": "a", "test_site": "A"}, r"from a column or leaves one site out"),
+        (small(), {"split_column": "a", "test_site": "A"}, r"from a column or leaves one site \(or fold\) out"),
         (small(), {"time": "weeks"}, r"no column \['weeks'\]"),
     ],
     ids=[

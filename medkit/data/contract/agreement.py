@@ -56,6 +56,17 @@ def require_site(contract: Contract, frame: pd.DataFrame, site: str | None) -> N
         )
 
 
+def require_same_contract(digest: str, contract: Contract | None) -> None:
+    """Refuse to go on from a checkpoint under another contract than its own; "" is none."""
+    now = "" if contract is None else contract.digest
+    if digest != now:
+        raise ValueError(
+            "a checkpoint goes on with the data contract it was trained under; its digest is "
+            f"{digest[:12] or 'none'}, this one's {now[:12] or 'none'}. Take that contract (it is "
+            "in the checkpoint's hyper_parameters), or begin a new run."
+        )
+
+
 def require_agreement(contract: Contract, cells: Cells) -> None:
     """Refuse a column most of whose cells at a site break the contract."""
     for site, filled in cells.filled.items():
