@@ -18,7 +18,7 @@ from medkit.data import preprocessing
 from medkit.data.batches import Batch, to_batch
 from medkit.data.contract.agreement import require_same_contract
 from medkit.data.contract.schema import Contract
-from medkit.data.leakage.audit import Finding, after_setup
+from medkit.data.leakage.audit import Finding, after_setup, write_down
 from medkit.data.preprocessing import Preprocessing, digest_ids, require_same_rows
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import PARTS, Split
@@ -100,7 +100,8 @@ class TableDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, split and fit; once, however often Lightning asks."""
-        if self._rows is not None:
+        if self._rows is not None and self.table is not None:
+            write_down(self.table, self.findings)  # a run may have begun since
             return
         table, y = self._read(self.source)
         split = self.plan.split(table)
