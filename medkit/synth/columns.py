@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medkit.synth.exact import TERMS, Floats, exp, noise, noise_density, uniforms
+from medkit.synth.exact import TERMS, Floats, exp, log, noise, noise_density, uniforms
 from medkit.synth.hospitals import CODED_SHARE, STAYS, Feature
 
 GRID = [step / 10 for step in range(-60, 61)]  # nodes for the hidden severity [sd]
@@ -65,6 +65,15 @@ def in_units(f: Feature, score: Floats) -> Floats:
     if f.skewed:
         return f.center * exp(f.spread * score)
     return np.minimum(np.maximum(f.center + f.spread * score, f.lowest), f.highest)
+
+
+def standard_score(f: Feature, value: Floats) -> Floats:
+    """Return values in the feature's unit as standard scores, the inverse of :func:`in_units`."""
+    if f.binary:
+        return value
+    if f.skewed:
+        return log(np.maximum(value / f.center, 2.0**-20)) / f.spread
+    return (value - f.center) / f.spread
 
 
 def share_of_ones(f: Feature, severity: Floats) -> Floats:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,15 @@ from numpy.typing import NDArray
 
 from medkit.record.files import sha256_file, write_text
 from medkit.synth import hospitals, interacting
-from medkit.synth.columns import GRID, Column, by_site, draw, likelihood, missing_given
+from medkit.synth.columns import (
+    GRID,
+    Column,
+    by_site,
+    draw,
+    likelihood,
+    missing_given,
+    standard_score,
+)
 from medkit.synth.exact import Floats, noise, noise_density, sigmoid, uniforms
 from medkit.synth.hospitals import FEATURES, MISSING_CODES, PLAUSIBLE, STAYS, Feature
 
@@ -38,6 +47,7 @@ __all__ = [
     "contract_yaml",
     "dictionary_csv",
     "make_hospitals",
+    "row_probability",
     "write_tables",
 ]
 
@@ -167,6 +177,39 @@ def _posterior(columns: Sequence[Column], site: NDArray[np.str_]) -> Floats:
         total = total + weight
         hit = hit + weight * sigmoid(intercept + hospitals.SLOPE * node)
     return hit / total
+
+
+def row_probability(values: Floats, site: NDArray[np.str_], *, family: str = "additive") -> Floats:
+    """Return P(y = 1 | the row) of any rows: the known truth that attributions are held against.
+
+    What ``Hospitals.prob`` is for the rows that were drawn, but for rounding and for values at the
+    ends of their range, which stand for all beyond.
+
+    Args:
+        values: The columns of :func:`features_of` in the units they have there, NaN where missing,
+            ``(N, F)``.
+        site: "A", "B" or "C", ``(N,)``: habits of measuring and the outcome's level differ.
+        family: "additive" or "interacting".
+
+    Raises:
+        ValueError: For a row that can't be at its site.
+    """
+    columns = []
+    for index, f in enumerate(features_of(family)):
+        missing = values[:, index] != values[:, index]  # NaN
+        score = standard_score(f, np.where(missing, f.center, values[:, index]))
+        columns.append(Column(f, score, missing, []))
+    with warnings.catch_warnings():  # 0 / 0 where a row can't be
+        warnings.simplefilter("ignore", RuntimeWarning)
+        prob = (interacting.posterior if family == "interacting" else _posterior)(columns, site)
+    impossible = np.flatnonzero(prob != prob)
+    if len(impossible):
+        raise ValueError(
+            "each row must be possible at its site (age is never missing at A, say); "
+            f"{len(impossible)} of {len(site)} are not, the first is row {impossible[0]} at "
+            f"{site[impossible[0]]}. Take rows, and background rows, of the same sites."
+        )
+    return prob
 
 
 def dictionary_csv(family: str = "additive") -> str:
