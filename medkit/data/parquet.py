@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from medkit.data.table_files import load_table
+from medkit.data.table_files import PARQUET, load_table, parquet_file
 
 
 class ParquetColumns:
@@ -23,13 +22,7 @@ class ParquetColumns:
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            self._file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{path} must be a Parquet file, and it can't be read as one: {error} Was the copy "
-                "cut off? Write or fetch it again; a CSV file must be named .csv."
-            ) from error
+        self._file = parquet_file(path)
         schema = self._file.schema_arrow
         stored = (schema.pandas_metadata or {}).get("index_columns", [])
         index = [name for name in stored if isinstance(name, str)]
@@ -54,6 +47,6 @@ class ParquetColumns:
 def open_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame | ParquetColumns:
     """Return the columns of a Parquet file unread; any other table as ``load_table`` reads it."""
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in {".parquet", ".pq"}:
+    if path.is_file() and path.suffix.lower() in PARQUET:
         return ParquetColumns(path)
     return load_table(path, texts)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PARQUET = {".parquet", ".pq"}
 
 
 def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
@@ -16,16 +22,75 @@ def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
         FileNotFoundError: When there is no such file.
         ValueError: When it is empty, no table, or names a column twice.
     """
+    path = _a_file(path)
+    if path.suffix.lower() in PARQUET:
+        return pd.read_parquet(path)
+    with _explained(path):
+        return pd.read_csv(path, **_csv_options(path, texts))
+
+
+def table_chunks(
+    path: str | Path, texts: Sequence[str] = (), *, rows: int = 65_536
+) -> Iterator[pd.DataFrame]:
+    """Yield a CSV or Parquet file some rows at a time, as :func:`load_table` reads it.
+
+    A column's type is guessed anew in each part of a CSV file. A table without rows is yielded
+    once, empty.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it is no table, or names a column twice.
+    """
+    path = _a_file(path)
+    found = False
+    if path.suffix.lower() in PARQUET:
+        parts = _parquet_chunks(path, rows)
+    else:
+        parts = _csv_chunks(path, texts, rows)
+    for part in parts:
+        found = True
+        yield part.reset_index(drop=True)
+    if not found:
+        yield load_table(path, texts)
+
+
+def _csv_chunks(path: Path, texts: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+    with _explained(path), pd.read_csv(path, chunksize=rows, **_csv_options(path, texts)) as parts:
+        yield from parts
+
+
+def _parquet_chunks(path: Path, rows: int) -> Iterator[pd.DataFrame]:
+    file = parquet_file(path)
+    require_unique(file.schema_arrow.names, str(path))
+    for batch in file.iter_batches(batch_size=rows, use_threads=False):
+        yield pa.Table.from_batches([batch]).to_pandas()
+
+
+def parquet_file(path: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file; one that is none is refused."""
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} must be a Parquet file, and it can't be read as one: {error} Was the copy "
+            "cut off? Write or fetch it again; a CSV file must be named .csv."
+        ) from error
+
+
+def _a_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"a table must be a CSV or Parquet file, and {path} is none; the working directory is "
             f"{Path.cwd()}. Give the path from there, or an absolute one."
         )
-    if path.suffix.lower() in {".parquet", ".pq"}:
-        return pd.read_parquet(path)
+    return path
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        return _load_csv(path, texts)
+        yield
     except pd.errors.EmptyDataError:
         raise ValueError(
             f"{path} must begin with a line of column names, and it is empty. "
@@ -38,19 +103,18 @@ def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
         ) from error
 
 
-def _load_csv(path: Path, texts: Sequence[str]) -> pd.DataFrame:
+def _csv_options(path: Path, texts: Sequence[str]) -> dict[str, Any]:
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
     header = [str(name).strip() for name in first.iloc[0]]
     require_unique(header, str(path))  # pandas would rename the second one in silence
-    return pd.read_csv(
-        path,
-        header=0,
-        names=header,
-        index_col=False,
-        dtype=dict.fromkeys(texts, str),  # 007 and 7 are two patients
-        low_memory=False,
-        encoding="utf-8-sig",
-    )
+    return {
+        "header": 0,
+        "names": header,
+        "index_col": False,
+        "dtype": dict.fromkeys(texts, str),  # 007 and 7 are two patients
+        "low_memory": False,
+        "encoding": "utf-8-sig",
+    }
 
 
 def require_unique(names: Sequence[str], where: str) -> None:

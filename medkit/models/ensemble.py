@@ -99,11 +99,11 @@ class FoldEnsemble:
 
     def predict(self, table: str | Path | pd.DataFrame) -> Scores:
         """Score a new table: each member under its own medians and scales; nothing is fitted."""
-        return self._mean([member.dm.apply(table) for member in self.members])
+        return self.mean([member.dm.apply(table) for member in self.members])
 
     def test(self) -> Scores:
         """Score the test rows, which no member has seen."""
-        return self._mean([member.dm.rows("test") for member in self.members])
+        return self.mean([member.dm.rows("test") for member in self.members])
 
     def boosting(self, rows: str | pd.DataFrame) -> Floats:
         """Return what gradient boosting on the same folds says of the same rows, ``(N,)``.
@@ -204,7 +204,8 @@ class FoldEnsemble:
             )
         return [(fit_boosting(dm.values("train"), dm.rows("train").y), dm) for dm in dms]
 
-    def _mean(self, batches: list[Batch]) -> Scores:
+    def mean(self, batches: list[Batch]) -> Scores:
+        """Score rows given as a batch per member, each by its own medians and scales."""
         pairs = list(zip(self.members, batches, strict=True))
         prob = np.stack([member.prob(batch, weight=self.weight) for member, batch in pairs])
         baseline = np.stack([member.baseline_prob(batch) for member, batch in pairs])

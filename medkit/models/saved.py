@@ -1,0 +1,251 @@
+"""A trained model out of a run folder, to score rows with: nothing in the folder is changed.
+
+Only weights and plain settings are read from checkpoints; no code in them is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medkit.data.batches import Batch
+from medkit.data.ehr import EHRDataModule
+from medkit.data.preprocessing import Preprocessing
+from medkit.data.survival import SurvivalDataModule
+from medkit.data.tables import Table
+from medkit.models.classifier import LitClassifier
+from medkit.models.ensemble import FoldEnsemble, Member
+from medkit.models.survival import LitCox
+from medkit.record.checkpoints import FINISHED, checkpoints, newest_sound
+
+Columns = dict[str, NDArray[np.float64]]
+_NUMBERED = re.compile(r"(.*\D)\d+")
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """One or several nets that give P(y = 1), their mean counting."""
+
+    name: str
+    stages: tuple[str, ...]
+    ensemble: FoldEnsemble
+
+    @property
+    def dm(self) -> EHRDataModule:
+        """The DataModule that knows how tables are read."""
+        return self.ensemble.members[0].dm
+
+    def score(self, table: Table) -> Columns:
+        """Return ``prob``, ``prob_logistic`` and ``spread`` of each row."""
+        members = self.ensemble.members
+        scores = self.ensemble.mean([_batch(member.dm, table) for member in members])
+        found = {"prob": scores.prob}
+        if all(member.dm.baseline_c is not None for member in members):
+            found["prob_logistic"] = scores.baseline
+        return found | {"spread": scores.spread}
+
+    def risk(self, columns: Columns) -> NDArray[np.float64]:
+        """Return the probability of the event."""
+        return columns["prob"]
+
+
+@dataclass(frozen=True)
+class SavedCox:
+    """One or several Cox nets: log relative hazard, and survival at horizons."""
+
+    name: str
+    stages: tuple[str, ...]
+    members: tuple[tuple[SurvivalDataModule, LitCox], ...]
+    horizons: tuple[float, ...]
+
+    @property
+    def dm(self) -> SurvivalDataModule:
+        """The DataModule that knows how tables are read."""
+        return self.members[0][0]
+
+    def score(self, table: Table) -> Columns:
+        """Return ``risk``, ``spread`` (of the risk) and ``survival_<horizon>`` of each row."""
+        eta, alive = [], []
+        for dm, model in self.members:
+            x = _batch(dm, table).x
+            with torch.no_grad():
+                eta.append(model(x).double().numpy())
+            alive.append([model.survival(x, horizon).double().numpy() for horizon in self.horizons])
+        found = {"risk": np.mean(eta, axis=0), "spread": np.std(eta, axis=0)}
+        mean = np.mean(alive, axis=0)
+        return found | {f"survival_{h:g}": mean[i] for i, h in enumerate(self.horizons)}
+
+    def risk(self, columns: Columns) -> NDArray[np.float64] | None:
+        """Return the probability of the event until the first horizon."""
+        return 1 - columns[f"survival_{self.horizons[0]:g}"] if self.horizons else None
+
+
+def load(
+    run_dir: str | Path, *, stage: str | None = None, horizons: Sequence[float] = ()
+) -> SavedClassifier | SavedCox:
+    """Load what a run has trained.
+
+    Args:
+        run_dir: The run folder.
+        stage: A stage, or what the names of an ensemble's stages begin with ("fold"). None: the
+            only one there is, or ``best`` (a ModelCheckpoint's choice on validation rows).
+        horizons: Times at which a Cox net's survival is wanted.
+
+    Raises:
+        FileNotFoundError: Where the run has no finished model, or not the one asked for.
+        ValueError: Where its model is none of the kit's, or several could be meant.
+    """
+    folder = Path(run_dir) / "checkpoints"
+    groups = _groups(folder)
+    name = _chosen(groups, stage, folder)
+    stages = groups.get(name, (name,))
+    paths = [_checkpoint(folder / each) for each in stages]
+    kinds = {_kind(path) for path in paths}
+    if kinds == {"survival"}:
+        return SavedCox(name, stages, tuple(_cox(p, horizons) for p in paths), tuple(horizons))
+    if len(kinds) > 1:
+        raise ValueError(
+            f"stages that are averaged must be alike, and {list(stages)} are of {sorted(kinds)}. "
+            "Choose one of them with --stage."
+        )
+    if horizons:
+        raise ValueError(
+            f"a horizon is for survival, and {name!r} is a classifier without times. "
+            "Leave --horizon out."
+        )
+    if name not in stages and (name == "fold" or (folder / f"{name}.json").is_file()):
+        return SavedClassifier(name, stages, FoldEnsemble.load(run_dir, name=name))
+    members = tuple(_member(each, path) for each, path in zip(stages, paths, strict=True))
+    return SavedClassifier(name, stages, FoldEnsemble(members))
+
+
+def _groups(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Return what can be asked for -> its stages: members of one model stand under one name."""
+    stages = sorted(path.name for path in folder.glob("*") if any(path.glob("*.ckpt")))
+    groups: dict[str, list[str]] = {}
+    for stage in stages:
+        prefix = found[1] if (found := _NUMBERED.fullmatch(stage)) else ""
+        # other numbers may be steps one after the other: those are not averaged
+        together = prefix in {"fold", "seed"} or (prefix and (folder / f"{prefix}.json").is_file())
+        groups.setdefault(prefix if together else stage, []).append(stage)
+    number = re.compile(r"\d+$")
+    return {
+        name: tuple(sorted(found, key=lambda s: int((number.search(s) or ["0"])[0])))
+        for name, found in groups.items()
+    }
+
+
+def _chosen(groups: dict[str, tuple[str, ...]], stage: str | None, folder: Path) -> str:
+    if not groups:
+        raise FileNotFoundError(
+            f"a run must have a trained model to predict with, and {folder} holds no checkpoint. "
+            "Train with stable_trainer(run, ...) in a run folder, or resume the run."
+        )
+    single = {each for found in groups.values() for each in found}
+    if stage is None:
+        if len(groups) == 1:
+            return next(iter(groups))
+        if "best" in groups and single == set(groups):
+            return "best"
+        raise ValueError(
+            f"a run with several models needs to know which is meant; it has {sorted(groups)}. "
+            "Name one with --stage."
+        )
+    if stage not in groups and stage not in single:
+        close = difflib.get_close_matches(stage, [*groups, *single], n=1)
+        raise FileNotFoundError(
+            f"a stage must be one that the run has trained, got {stage!r}. "
+            + (f"Did you mean {close[0]!r}? " if close else "")
+            + f"It has {sorted(groups)}."
+        )
+    return stage
+
+
+def _checkpoint(folder: Path) -> Path:
+    """Return a stage's final weights."""
+    if checkpoints(folder):
+        path = newest_sound(folder)
+        if path is None or path.name != FINISHED:
+            raise FileNotFoundError(
+                f"a model must be trained to its end to predict, and stage {folder.name!r} has "
+                f"{'only a resume point' if path else 'no undamaged checkpoint'}. Resume the run."
+            )
+        return path
+    found = sorted(folder.glob("*.ckpt"))  # of a ModelCheckpoint, without a digest
+    if len(found) > 1:
+        raise ValueError(
+            f"a stage must have one set of weights, and {folder} has {[p.name for p in found]}. "
+            "Keep the one that is meant."
+        )
+    return found[0]
+
+
+def _kind(path: Path) -> str:
+    """Say what is in a checkpoint: "survival" or "classifier"; anything else is refused."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path} must be a checkpoint of weights and plain settings, and it can't be read "
+            f"({reason}). Is it damaged, or does it hold Python objects? Those are never loaded."
+        ) from error
+    settings: dict[str, Any] = content.get("datamodule_hyper_parameters") or {}
+    model = content.get("hyper_parameters") or {}
+    known = any(isinstance(v, dict) and "preprocessing" in v for v in content.values())
+    if known and "net" in model and {"time", "event"} <= settings.keys() and "l2" in model:
+        return "survival"
+    if known and "net" in model and "target" in settings:
+        return "classifier"
+    raise ValueError(
+        "medkit predict needs a LitClassifier with an EHRDataModule, or a LitCox with a "
+        f"SurvivalDataModule, and {path.parent.name}/{path.name} is of another module or data. "
+        "Load it in your own code: Module.load_from_checkpoint(path, weights_only=True)."
+    )
+
+
+def _member(stage: str, path: Path) -> Member:
+    dm = _restored(EHRDataModule, path)
+    return Member(stage, dm, _restored(LitClassifier, path).eval())
+
+
+def _cox(path: Path, horizons: Sequence[float]) -> tuple[SurvivalDataModule, LitCox]:
+    dm, model = _restored(SurvivalDataModule, path), _restored(LitCox, path).eval()
+    nobody = torch.zeros((0, dm.num_features))
+    for horizon in horizons:
+        model.survival(nobody, horizon)  # refuses one beyond the follow-up
+    return dm, model
+
+
+def _restored(cls: Any, path: Path) -> Any:
+    try:
+        return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (TypeError, RuntimeError, KeyError) as error:  # settings or weights of another version
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} must hold what {cls.__name__} of this medkit stores, and it does not "
+            f"({reason}). Use the medkit that trained it; run.json names its version."
+        ) from error
+
+
+def _batch(dm: EHRDataModule | SurvivalDataModule, table: Table) -> Batch:
+    """Return rows as a member sees them; read once for all members."""
+    stored = dm.preprocessing
+    if not isinstance(stored, Preprocessing) or stored.features != table.features:
+        raise ValueError(
+            "members of one model must have the same columns; found "
+            f"{None if stored is None else stored.features} and {table.features}. "
+            "Choose one of them with --stage."
+        )
+    x = torch.from_numpy(stored.apply(table.values))
+    rows = torch.arange(len(x))
+    return Batch(x, torch.from_numpy(table.y), rows, torch.full_like(rows, -1))
