@@ -64,6 +64,9 @@ class SurvivalDataModule(TableDataModule):
         batch_size: Patients a batch; None: all of the training set.
     """
 
+    # who came early was followed for longer: order and ids know the event of any clinic
+    not_audited = ("order and ids",)
+
     def __init__(
         self,
         csv_path: Source,

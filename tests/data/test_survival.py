@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from medkit.data.leakage.audit import audit
 from medkit.data.preprocessing import digest_ids
 from medkit.data.survival import SurvivalDataModule
 from medkit.models.survival import LitCox
@@ -90,7 +91,7 @@ def test_a_split_column_may_do_without_validation() -> None:
             r"training part must hold at least two events; found 20 patients with 1",
         ),
         (small(), {"batch_size": 1}, r"batch_size must be at least 2 or None.*got 1"),
-        (small(), {"split_column": "a", "test_site": "A"}, r"from a column or leaves one site \(or fold\) out"),
+        (small(), {"split_column": "a", "test_site": "A"}, r"leaves one site \(or fold\) out"),
         (small(), {"time": "weeks"}, r"no column \['weeks'\]"),
     ],
     ids=[
@@ -134,3 +135,39 @@ def test_a_checkpoint_of_other_patients_is_refused() -> None:
 def test_rows_before_setup_are_refused() -> None:
     with pytest.raises(RuntimeError, match=r"setup\(\) has not run"):
         SurvivalDataModule(PATIENTS, **ROLES).rows("train")
+
+
+def test_folds_cover_the_development_patients_and_leave_the_test_alone() -> None:
+    parts = [make(test_folds=3, test_fold=1, folds=4, fold=k) for k in range(4)]
+    test = set(parts[0].split.test)
+    held_out = np.concatenate([dm.split.val for dm in parts])
+    assert sorted(held_out) == sorted(set(range(1200)) - test)
+    assert all(set(dm.split.test) == test for dm in parts)
+
+
+def test_digests_say_who_is_in_each_part_and_are_in_the_checkpoint() -> None:
+    dm = make(test_site="C")
+    assert dm.digests["test"] == digest_ids(dm.table.patient[dm.split.test])
+    again = SurvivalDataModule(PATIENTS, **ROLES, test_site="C")
+    again.load_state_dict(dm.state_dict())
+    assert again.digests == dm.digests
+
+
+def test_a_column_that_knows_the_event_is_found() -> None:
+    table = pd.read_csv(PATIENTS).assign(autopsied=lambda t: t["died"] * 2 + 1)
+    (leak,) = [f for f in make(table).findings if f.severity == "leak"]
+    assert "'autopsied'" in leak.sentence
+    assert not [f for f in make().findings if f.severity != "note"]
+
+
+def test_patients_in_the_order_of_their_enrolment_are_no_leak() -> None:
+    """Follow-up ends on one day, so who came early was more often seen to have the event."""
+    number = np.arange(600)
+    days = 2000.0 - 3 * number
+    death = np.random.default_rng(0).exponential(1500, 600)
+    columns = {"patient_id": number, "a": number % 7, "days": np.minimum(days, death).round()}
+    table = pd.DataFrame(columns | {"died": (death < days) * 1})
+    dm = make(table, site=None)
+    every = audit(dm.table, dm.split, dm.preprocessing)
+    assert "order and ids" in {finding.check for finding in every}
+    assert "order and ids" not in {finding.check for finding in dm.findings}

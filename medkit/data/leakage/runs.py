@@ -15,6 +15,8 @@ from medkit.data.leakage.audit import audit, recorded
 from medkit.data.leakage.findings import Finding, report, worst_first
 from medkit.data.preprocessing import Preprocessing
 from medkit.data.splits import PARTS, Split
+from medkit.data.survival import SurvivalDataModule
+from medkit.data.table_module import TableDataModule
 from medkit.data.tables import Table
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import sha256_file
@@ -121,8 +123,8 @@ def _checkpoints(folder: RunFolder, found: RunAudit) -> Iterator[_Stored]:
             yield _Stored(stage.name, states[0], settings)
         else:
             found.unchecked.append(
-                f"stage {stage.name}: its data are not those of EHRDataModule, which stores what "
-                "an audit needs"
+                f"stage {stage.name}: its data are of neither EHRDataModule nor "
+                "SurvivalDataModule, which store what an audit needs"
             )
 
 
@@ -145,7 +147,8 @@ def _audit_stage(
         )
         return None
     try:
-        dm = EHRDataModule(**{**stored.settings, "csv_path": str(path)})
+        kind = SurvivalDataModule if "event" in stored.settings else EHRDataModule
+        dm: TableDataModule = kind(**{**stored.settings, "csv_path": str(path)})
         dm.setup()
     except (TypeError, ValueError) as error:  # settings of another version; a table it refuses
         found.unchecked.append(f"stage {stored.stage}: its data can't be set up again: {error}")
@@ -161,6 +164,7 @@ def _audit_stage(
         stored=stored.state.get("digests"),
         recorded_after=after,
         known=known,
+        without=dm.not_audited,
     )
     found.checked.append(
         f"stage {stored.stage}: {path.name}, {len(table.y)} rows, its split and transformers"

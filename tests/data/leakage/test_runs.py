@@ -12,7 +12,9 @@ from medkit.data.ehr import EHRDataModule
 from medkit.data.leakage.rerun import judge_shuffled, shuffled_parameters, shuffled_table
 from medkit.data.leakage.runs import audit_run
 from medkit.data.preprocessing import fit
+from medkit.data.survival import SurvivalDataModule
 from medkit.models.classifier import LitClassifier
+from medkit.models.survival import LitCox
 from medkit.record.folder import RunFolder
 from medkit.record.pseudonym import pseudonym
 from tests.data.leakage.cases import ENCOUNTERS, alarms, numbers, of
@@ -211,3 +213,16 @@ def test_columns_chosen_on_all_rows_show_on_shuffled_labels(
 def test_a_run_without_predictions_is_not_judged(folder: RunFolder) -> None:
     with pytest.raises(FileNotFoundError, match=r"judged by its predictions.*run\.predictions"):
         judge_shuffled(folder.path)
+
+
+def test_a_run_on_follow_up_is_audited_too(folder: RunFolder, quiet: dict[str, Any]) -> None:
+    patients = ENCOUNTERS.parents[1] / "survival" / "patients.csv"
+    dm = SurvivalDataModule(patients, time="days", event="died", site="site", test_site="C")
+    dm.setup()
+    model = LitCox("medkit.models.nets:mlp", {"inputs": dm.num_features, "hidden": [2]})
+    trainer = pl.Trainer(**quiet, max_steps=1, limit_val_batches=0)
+    trainer.fit(model, dm)
+    trainer.save_checkpoint(folder.stage_dir("fit") / "last.ckpt")
+    found = audit_run(folder.path)
+    assert found.checked == ["stage fit: patients.csv, 1200 rows, its split and transformers"]
+    assert alarms(found.findings) == []
