@@ -1,4 +1,4 @@
-"""The command line: ``medkit run | sweep | params | runs | logs | check | audit | doctor``.
+"""The command line, ``medkit COMMAND``.
 
 Each command imports what it needs when it is called, so that ``medkit --help`` answers at once.
 """
@@ -9,8 +9,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import medkit
 
@@ -18,6 +20,28 @@ EPILOG = """exit codes:
   0    done                      124  time limit reached
   1    failed, or kernel killed  130  Ctrl-C
   2    wrong usage               143  SIGTERM or SIGUSR1: run again with --resume
+"""
+AUDIT = """exit codes:
+  0  no leak found, or a contract proposed
+  1  a leak
+  2  wrong usage, or nothing to judge by
+With --label-shuffle also those of `medkit run` where the training was stopped."""
+PREDICT = """columns written:
+  the table's own columns of patient and site; row (1: the first below the header)
+  prob, prob_logistic (logistic regression on the same rows), spread (sd over members)
+  or, for survival, risk (log relative hazard), spread, survival_T
+  positive: 1 from the threshold in the run's metrics.json on, where there is one
+  outside: why the row is outside of what was trained on; empty where it is not
+
+refused, nothing written: a column missing or twice; text where there is no contract to read it by;
+  a row without its site; a site whose units the contract doesn't say
+flagged in `outside`: values that break the contract or lie far from training; an unknown site;
+  a site's values far off together (another unit?); more missing than in training
+
+exit codes:
+  0  written
+  1  --strict, and a row is outside; nothing written
+  2  the table, the run or the usage is wrong; nothing written
 """
 Command = Callable[[argparse.Namespace], int]
 
@@ -45,176 +69,132 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="medkit",
-        description="Medical models that come out the same twice: notebooks as jobs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Medical models that come out the same twice: notebooks as jobs, tables, predictions."
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("medkit", None, about, EPILOG, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"medkit {medkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=command)
-        return sub
-
-    _add_run(add("run", _run, "run a notebook as a job, in a run folder of its own"))
-    _add_sweep(add("sweep", _sweep, "run a notebook over seeds and a grid, ending in one table"))
-
-    params = add("params", _params, "list a notebook's parameters: type, default, help")
-    params.add_argument("notebook", metavar="NOTEBOOK")
-
-    runs = add("runs", _runs, "list run folders, or prune their checkpoints")
-    runs.add_argument("dir", metavar="DIR", nargs="?", default="runs", help="default: runs")
-    runs.add_argument(
-        "--prune-checkpoints",
-        action="store_true",
-        help="remove the resume points of finished stages; final weights stay",
-    )
-    runs.add_argument(
-        "--unfinished",
-        action="store_true",
-        help="with --prune-checkpoints: those of unfinished runs too, which then start afresh",
-    )
-    runs.add_argument("--yes", action="store_true", help="don't ask before removing")
-
-    logs = add("logs", _logs, "print what a run has printed")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
-    logs.add_argument("run_dir", metavar="RUN_DIR")
-
-    check = add("check", _check, "say which promises hold for your module and your data")
-    check.add_argument("module", metavar="MODULE", help="package:LightningModule, or a function")
-    check.add_argument("data", metavar="DATA", help="package:LightningDataModule, or a function")
-
-    audit = add("audit", _audit, "propose a data contract for a table, or look for leaks in a run")
-    audit.add_argument("path", metavar="TABLE|RUN_DIR", help="a CSV or Parquet file, or a run")
-    audit.add_argument("--out", metavar="FILE", help="write the proposed contract there too")
-    for role in ("target", "patient", "site", "split"):
-        audit.add_argument(
-            f"--{role}", metavar="COLUMN", help=f"the table's {role} (default: guessed by name)"
+    def add(name: str, command: Command, text: str, epilog: str = "") -> Callable[..., Any]:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=raw
         )
-    audit.add_argument(
-        "--table", metavar="FILE", help="the run's table, where it lies elsewhere by now"
-    )
+        sub.set_defaults(command=command)
+        return sub.add_argument
 
-    add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
-    return parser
-
-
-def _add_job_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("notebook", metavar="NOTEBOOK")
-    parser.add_argument(
-        "-p",
-        "--parameter",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter; `medkit params NOTEBOOK` lists them",
-    )
-    parser.add_argument("-f", "--file", metavar="FILE", help="parameters from YAML; -p wins")
-    parser.add_argument(
-        "--retries",
-        type=int,
-        default=0,
-        metavar="N",
-        help="go on by itself up to N times when the kernel dies",
-    )
-    parser.add_argument(
-        "--timeout", type=float, metavar="S", help="ask to save and end after S seconds"
-    )
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.epilog, parser.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
-    _add_job_options(parser)
-    parser.add_argument("--out", metavar="DIR", help="default: runs/<notebook>/<UTC>-s<seed>")
-    parser.add_argument(
+    _job_options(run := add("run", _run, "run a notebook as a job, in a folder of its own", EPILOG))
+    run("--out", metavar="DIR", help="default: runs/<notebook>/<UTC>-s<seed>")
+    run(
         "--resume",
         action="store_true",
         help="go on with the run in --out (begin it where the folder is empty), or with this "
         "notebook's newest unfinished run with the same parameters",
     )
-    parser.add_argument(
-        "--allow-inexact",
-        action="store_true",
-        help="resume although parameters or notebook differ; the run says so",
-    )
-    parser.add_argument("--device", default="", metavar="D", help="auto, cpu, gpu or gpu:1")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be run; write and start nothing"
-    )
+    inexact = "resume although parameters or notebook differ; the run says so"
+    run("--allow-inexact", action="store_true", help=inexact)
+    run("--device", default="", metavar="D", help="auto, cpu, gpu or gpu:1")
+    run("--dry-run", action="store_true", help="say what would be run; write and start nothing")
+
+    sweep = add("sweep", _sweep, "run a notebook over seeds and a grid, ending in one table")
+    _job_options(sweep)
+    sweep("--seeds", type=int, default=5, metavar="N", help="runs per grid point (default: 5)")
+    grid = "try each value of a parameter; several -g make a grid"
+    sweep("-g", "--grid", nargs=2, action="append", metavar=("NAME", "V1,V2"), help=grid)
+    at_once = "runs at a time (default: one per core)"
+    sweep("--jobs", type=int, default=0, metavar="N", help=at_once)
+    sweep("--devices", default="", metavar="0,1", help="share out these accelerators")
+    sweep("--out", metavar="DIR", help="a sweep's folder goes on where it stopped")
+    sweep("--best-by", default="", metavar="METRIC", help="such as val/auroc or min:val/loss")
+
+    params = add("params", _params, "list a notebook's parameters: type, default, help")
+    params("notebook", metavar="NOTEBOOK")
+
+    runs = add("runs", _runs, "list run folders, or prune their checkpoints")
+    runs("dir", metavar="DIR", nargs="?", default="runs", help="default: runs")
+    prune = "remove the resume points of finished stages; final weights stay"
+    runs("--prune-checkpoints", action="store_true", help=prune)
+    afresh = "with --prune-checkpoints: those of unfinished runs too, which then start afresh"
+    runs("--unfinished", action="store_true", help=afresh)
+    runs("--yes", action="store_true", help="don't ask before removing")
+
+    logs = add("logs", _logs, "print what a run has printed")
+    logs("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs("run_dir", metavar="RUN_DIR")
+
+    check = add("check", _check, "say which promises hold for your module and your data")
+    check("module", metavar="MODULE", help="package:LightningModule, or a function")
+    check("data", metavar="DATA", help="package:LightningDataModule, or a function")
+
+    text = "propose a data contract for a table, or look for leaks in a run"
+    audit = add("audit", _audit, text, AUDIT)
+    audit("path", metavar="TABLE|RUN_DIR", help="a CSV or Parquet file, or a run")
+    out = "write the proposed contract there too; with --label-shuffle: the training's run folder"
+    audit("--out", metavar="PATH", help=out)
+    for role in ("target", "patient", "site", "split"):
+        audit(f"--{role}", metavar="COLUMN", help=f"the table's {role} (default: by its name)")
+    audit("--table", metavar="FILE", help="the run's table, where it lies elsewhere by now")
+    shuffle = "train the run's notebook again on shuffled labels; what predicts them is a leak"
+    audit("--label-shuffle", action="store_true", help=shuffle)
+
+    text = "score a new table with a run's model, and say which rows it was not made for"
+    predict = add("predict", _predict, text, PREDICT)
+    predict("run_dir", metavar="RUN_DIR")
+    predict("table", metavar="TABLE", help="CSV or Parquet; needs no labels")
+    predict("--out", metavar="FILE", help="default: <table>.predicted.<suffix> beside the table")
+    predict("--force", action="store_true", help="replace the file if it is there")
+    predict("--strict", action="store_true", help="write nothing where a row is outside")
+    predict("--stage", metavar="NAME", help="which model, where the run has several")
+    horizon = "survival until then, in the unit of training (default: the run's own)"
+    predict("--horizon", type=float, action="append", default=[], metavar="T", help=horizon)
+    further = "the run's contract with further sites and their units"
+    predict("--contract", metavar="FILE", help=further)
+
+    add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
+    return parser
 
 
-def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    _add_job_options(parser)
-    parser.add_argument(
-        "--seeds", type=int, default=5, metavar="N", help="runs per grid point (default: 5)"
-    )
-    parser.add_argument(
-        "-g",
-        "--grid",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "V1,V2"),
-        help="try each value of a parameter; several -g make a grid",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="runs at a time (default: one per core)"
-    )
-    parser.add_argument("--devices", default="", metavar="0,1", help="share out these accelerators")
-    parser.add_argument("--out", metavar="DIR", help="a sweep's folder goes on where it stopped")
-    parser.add_argument(
-        "--best-by", default="", metavar="METRIC", help="such as val/auroc or min:val/loss"
-    )
+def _job_options(add: Callable[..., Any]) -> None:
+    add("notebook", metavar="NOTEBOOK")
+    text = "set a parameter; `medkit params NOTEBOOK` lists them"
+    add("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help=text)
+    add("-f", "--file", metavar="FILE", help="parameters from YAML; -p wins")
+    text = "go on by itself up to N times when the kernel dies"
+    add("--retries", type=int, default=0, metavar="N", help=text)
+    add("--timeout", type=float, metavar="S", help="ask to save and end after S seconds")
+
+
+def _job(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run and a sweep have in common."""
+    return {
+        "notebook": args.notebook,
+        "given": _pairs(args.parameter),
+        "values_file": args.file,
+        "out": args.out,
+        "retries": args.retries,
+        "timeout_s": args.timeout,
+        "command": args.words,
+        "cwd": Path.cwd(),
+    }
+
+
+def _pairs(given: list[list[str]] | None) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in given or ())
 
 
 def _run(args: argparse.Namespace) -> int:
     from medkit.jobs.command import run_command
     from medkit.jobs.plan import Request
 
-    request = Request(
-        notebook=args.notebook,
-        given=_pairs(args.parameter),
-        values_file=args.file,
-        out=args.out,
-        resume=args.resume,
-        retries=args.retries,
-        timeout_s=args.timeout,
-        device=args.device,
-        allow_inexact=args.allow_inexact,
-        command=args.words,
-        cwd=Path.cwd(),
-    )
-    return run_command(request, dry_run=args.dry_run)
+    more = {name: getattr(args, name) for name in ("resume", "device", "allow_inexact")}
+    return run_command(Request(**_job(args), **more), dry_run=args.dry_run)
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from medkit.jobs.grid import SweepRequest
     from medkit.jobs.sweep import sweep_command
 
-    request = SweepRequest(
-        notebook=args.notebook,
-        given=_pairs(args.parameter),
-        values_file=args.file,
-        grid=_pairs(args.grid),
-        seeds=args.seeds,
-        jobs=args.jobs,
-        devices=args.devices,
-        out=args.out,
-        best_by=args.best_by,
-        retries=args.retries,
-        timeout_s=args.timeout,
-        command=args.words,
-        cwd=Path.cwd(),
-    )
-    return sweep_command(request)
-
-
-def _pairs(given: list[list[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value) for name, value in given)
+    more = {name: getattr(args, name) for name in ("seeds", "jobs", "devices", "best_by")}
+    return sweep_command(SweepRequest(**_job(args), grid=_pairs(args.grid), **more))
 
 
 def _params(args: argparse.Namespace) -> int:
@@ -244,20 +224,43 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from medkit.data.contract.proposal import audit_csv
-    from medkit.data.leakage.runs import audit_run
-    from medkit.jobs.notebook import UsageError
+    with _as_usage():
+        if args.label_shuffle:
+            from medkit.data.leakage.shuffled_run import shuffle_command
 
-    try:
+            return shuffle_command(args.path, out=args.out, command=args.words)
         if Path(args.path).is_dir():
+            from medkit.data.leakage.runs import audit_run
+
             found = audit_run(args.path, csv_path=args.table)
             sys.stdout.write(found.text())
             return 1 if found.leaks else 0
+        from medkit.data.contract.proposal import audit_csv
+
         roles = {role: getattr(args, role) for role in ("target", "patient", "site", "split")}
         sys.stdout.write(audit_csv(args.path, args.out, **roles))
-    except (ValueError, FileNotFoundError) as error:  # what the user named is not what it must be
-        raise UsageError(str(error)) from error
     return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    with _as_usage():
+        from medkit.models.predict import predict_command
+
+        options = {n: getattr(args, n) for n in ("out", "force", "strict", "stage", "contract")}
+        return predict_command(args.run_dir, args.table, horizons=args.horizon, **options)
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """What the user named is not what it must be, or can't be read or written."""
+    from medkit.jobs.notebook import UsageError
+
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -221,6 +221,11 @@ def _member(stage: str, path: Path) -> Member:
 def _cox(path: Path, horizons: Sequence[float]) -> tuple[SurvivalDataModule, LitCox]:
     dm, model = _restored(SurvivalDataModule, path), _restored(LitCox, path).eval()
     nobody = torch.zeros((0, dm.num_features))
+    if horizons and model.hazard is None:
+        raise ValueError(
+            f"survival at a horizon needs the baseline hazard of training, and {path} has none. "
+            "Train with a SurvivalDataModule, which it is fitted on; the risks need none."
+        )
     for horizon in horizons:
         model.survival(nobody, horizon)  # refuses one beyond the follow-up
     return dm, model

@@ -83,6 +83,12 @@ def shuffled_parameters(run_dir: str | Path, out: str | Path, *, seed: int = 0) 
     """
     content = RunFolder(run_dir).read()
     parameters = dict(content.get("parameters") or {})
+    if "event" in parameters and "target" not in parameters:
+        raise ValueError(
+            "labels to be shuffled must be 0 or 1, or grades; this run has times and events "
+            f"({parameters['event']!r}), which end together and can't be dealt anew one by one. "
+            "`medkit audit RUN_DIR` alone looks for leaks in it without training."
+        )
     target, patient = parameters.get("target"), parameters.get("patient", "patient_id")
     changed = {}
     for name, value in parameters.items():
@@ -106,6 +112,7 @@ def judge_shuffled(run_dir: str | Path) -> list[Finding]:
 
     Raises:
         FileNotFoundError: When the run wrote no predictions for held-out rows.
+        ValueError: When none of them holds both labels.
     """
     folder = RunFolder(run_dir).path / "predictions"
     files = [p for p in sorted(folder.glob("*.parquet")) if not p.stem.startswith("train")]
@@ -141,5 +148,10 @@ def judge_shuffled(run_dir: str | Path) -> list[Finding]:
                 if bad
                 else "",
             )
+        )
+    if not findings:
+        raise ValueError(
+            f"a run on shuffled labels is judged where both labels are, and no file in {folder} "
+            "holds both. Predict larger parts in the notebook."
         )
     return findings
