@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 
 from medkit.data.batches import Batch
 from medkit.data.contract.schema import Contract
+from medkit.data.cox import PENALTIES, CoxBaseline, choose_l2, fit_cox
 from medkit.data.follow_up import FollowUp, read_follow_up, require_events
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
 from medkit.data.table_loader import TableLoader
 from medkit.data.table_module import Source, TableDataModule
 from medkit.data.tables import Code, Table, TableSpec, as_list
+
+_FEW = 10  # events; fewer can't say which penalty is best
+_MANY = 20_000  # patients; as many do
 
 
 class SurvivalDataModule(TableDataModule):
@@ -34,7 +38,8 @@ class SurvivalDataModule(TableDataModule):
 
     After :meth:`setup`: ``features`` (names of the columns of ``x``), ``num_features``, ``sites``,
     ``split``, ``follow_up``, ``table`` (of it), ``preprocessing``, ``digests`` (part -> digest of
-    its patients), ``findings`` (of the audit for leaks, with the event as the label).
+    its patients), ``findings`` (of the audit for leaks, with the event as the label),
+    ``baseline`` (penalised Cox regression fitted on the training rows; in the checkpoint too).
 
     Args:
         csv_path: CSV or Parquet, one row per patient; a DataFrame is taken too.
@@ -61,6 +66,9 @@ class SurvivalDataModule(TableDataModule):
         scale: "robust" (median, interquartile range) or "standard" (mean, standard deviation).
         clip: Scaled values are cut at plus and minus this; None: not.
         indicators: Add a 0/1 column "was missing" per column: a site's habit, does not travel.
+        baseline_l2: The baseline's penalty, as of ``fit_cox``; "chosen": by cross-validation within
+            the training patients (the strongest where they have fewer than ten events; among every
+            n-th where there are more than 20,000). None: no baseline.
         batch_size: Patients a batch; None: all of the training set.
     """
 
@@ -91,6 +99,7 @@ class SurvivalDataModule(TableDataModule):
         scale: str = "robust",
         clip: float | None = 4.0,
         indicators: bool = True,
+        baseline_l2: float | str | None = "chosen",
         batch_size: int | None = None,
     ) -> None:
         source = csv_path
@@ -106,6 +115,11 @@ class SurvivalDataModule(TableDataModule):
             raise ValueError(
                 f"batch_size must be at least 2 or None (all), got {batch_size}. A patient alone "
                 "is compared with nobody."
+            )
+        if isinstance(baseline_l2, str) and baseline_l2 != "chosen":
+            raise ValueError(
+                f"baseline_l2 must be a number, 'chosen' or None, got {baseline_l2!r}. 'chosen' "
+                "takes the best by cross-validation."
             )
         super().__init__(
             source,
@@ -128,9 +142,19 @@ class SurvivalDataModule(TableDataModule):
             batch_size=batch_size,
         )
         self.save_hyperparameters()
+        self.baseline_l2 = baseline_l2
         self.time = time
         self.start = start
         self.follow_up: FollowUp | None = None
+
+    @property
+    def baseline(self) -> CoxBaseline:
+        """Penalised Cox regression, fitted on the training rows as the net sees them.
+
+        Raises:
+            RuntimeError: Where there is none.
+        """
+        return self._known_baseline("baseline_l2", "chosen")
 
     def train_dataloader(self) -> TableLoader:
         """Return the training rows: all at once in their order, or shuffled in small batches."""
@@ -162,6 +186,17 @@ class SurvivalDataModule(TableDataModule):
         if len(split.val):
             require_events(table.y[split.val], part="validation")
 
-    def _learn(self, rows: Batch, train: NDArray[np.int64]) -> None: ...
+    def _learn(self, rows: Batch, train: NDArray[np.int64]) -> None:
+        if self._baseline is None and self.baseline_l2 is not None:
+            x, y = rows.x.numpy()[train], rows.y.numpy()[train]
+            l2 = self._penalty(x, y) if self.baseline_l2 == "chosen" else float(self.baseline_l2)
+            self._baseline = fit_cox(x, *y.T, l2=l2)
 
-    def _load_baseline(self, state: dict[str, Any]) -> Any: ...
+    def _penalty(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> float:
+        if y[:, 1].sum() < _FEW:
+            return max(PENALTIES)
+        some = slice(None, None, -(-len(y) // _MANY))
+        return choose_l2(x[some], *y[some].T, split_seed=self.plan.split_seed)[0]
+
+    def _load_baseline(self, state: dict[str, Any]) -> CoxBaseline:
+        return CoxBaseline.from_state(state)

@@ -13,9 +13,10 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from medkit.data.batches import Batch
+from medkit.data.cox import CoxBaseline
+from medkit.data.hazard import BaselineHazard, breslow
 from medkit.metrics.survival import harrell_c
 from medkit.models.classifier import warmup_cosine
-from medkit.models.cox import BaselineHazard, CoxBaseline, breslow
 from medkit.models.losses import cox_terms
 from medkit.models.nets import build
 
@@ -215,19 +216,14 @@ class LitCox(pl.LightningModule):
         """Keep the baseline hazard of these weights, and the running epoch's loss."""
         self._fit_hazard_where_known()
         if self.hazard is not None:
-            checkpoint["hazard"] = {
-                "time": torch.from_numpy(self.hazard.time),
-                "cumulative": torch.from_numpy(self.hazard.cumulative),
-                "last": self.hazard.last,
-            }
+            checkpoint["hazard"] = self.hazard.state()
         checkpoint["train_loss"] = [self._train_sum, self._train_events]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the baseline hazard, and go on with the running epoch's loss."""
         kept = checkpoint.get("hazard")
         if kept is not None:
-            time, cumulative = (kept[name].numpy() for name in ("time", "cumulative"))
-            self.hazard = BaselineHazard(time, cumulative, float(kept["last"]))
+            self.hazard = BaselineHazard.from_state(kept)
         self._train_sum, self._train_events = checkpoint.get("train_loss", (0.0, 0.0))
 
     def _fit_hazard_where_known(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from medkit.data.cox import PENALTIES, choose_l2, fit_cox
 from medkit.data.leakage.audit import audit
 from medkit.data.preprocessing import digest_ids
 from medkit.data.survival import SurvivalDataModule
@@ -171,3 +172,50 @@ def test_patients_in_the_order_of_their_enrolment_are_no_leak() -> None:
     every = audit(dm.table, dm.split, dm.preprocessing)
     assert "order and ids" in {finding.check for finding in every}
     assert "order and ids" not in {finding.check for finding in dm.findings}
+
+
+def test_the_baseline_is_cox_regression_with_the_penalty_chosen_on_the_training_patients() -> None:
+    dm = make(test_site="C", split_seed=3)
+    train = dm.rows("train")
+    l2, _ = choose_l2(train.x, *train.y.numpy().T, split_seed=3)
+    want = fit_cox(train.x, *train.y.numpy().T, l2=l2)
+    assert dm.baseline.l2 == l2
+    np.testing.assert_array_equal(dm.baseline.coef, want.coef)
+
+
+def test_a_penalty_that_is_given_is_taken() -> None:
+    assert make(baseline_l2=0.7).baseline.l2 == 0.7
+
+
+def test_of_few_events_the_strongest_penalty_is_taken() -> None:
+    dm = make(small().assign(part=["train"] * 30 + ["test"] * 10), split_column="part")
+    assert dm.rows("train").y[:, 1].sum() < 10
+    assert dm.baseline.l2 == max(PENALTIES)
+
+
+def test_a_loaded_baseline_is_not_fitted_again(quiet: dict[str, Any], tmp_path: Path) -> None:
+    dm = make(test_site="C")
+    model = LitCox("medkit.models.nets:mlp", {"inputs": dm.num_features, "hidden": [4]})
+    trainer = pl.Trainer(**quiet, max_epochs=1, log_every_n_steps=1)
+    trainer.fit(model, dm)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = SurvivalDataModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    x = dm.rows("test").x
+    np.testing.assert_array_equal(kept.baseline.survival(x, 900), dm.baseline.survival(x, 900))
+    state = kept.state_dict()
+    state["baseline"]["coef"][0] += 1e-9  # as another CPU might have fitted it
+    before, after = SurvivalDataModule(PATIENTS, **ROLES, test_site="C"), make(test_site="C")
+    for one in (before, after):  # Lightning loads after setup, people may do so before
+        one.load_state_dict(state)
+    before.setup()
+    assert before.baseline.coef[0] == after.baseline.coef[0] == state["baseline"]["coef"][0]
+
+
+def test_a_baseline_that_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"fitted by setup\(\).* baseline_l2 is None .*Call dm"):
+        _ = make(baseline_l2=None).baseline
+
+
+def test_a_penalty_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a number, 'chosen' or None, got 'best'\."):
+        SurvivalDataModule(PATIENTS, **ROLES, baseline_l2="best")

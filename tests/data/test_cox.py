@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 from statsmodels.duration.hazard_regression import PHReg
 
-from medkit.models.cox import (
-    BaselineHazard,
-    PartialLikelihood,
-    breslow,
-    choose_l2,
-    event_folds,
-    fit_cox,
-)
+from medkit.data.cox import PartialLikelihood, choose_l2, event_folds, fit_cox
+from medkit.data.hazard import BaselineHazard, breslow
 
 # Remission of leukaemia [weeks], 21 with 6-MP, 21 with placebo (Freireich 1963); a tenth: censored
 MP = [6, 6, 6, 6.1, 7, 9.1, 10, 10.1, 11.1, 13, 16, 17.1, 19.1, 20.1, 22, 23, 25.1, 32.1, 32.1]
@@ -178,3 +172,11 @@ def test_a_table_with_gaps_is_refused() -> None:
     x[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"x must be a finite table.*Fill gaps first"):
         fit_cox(x, time, event)
+
+
+def test_a_penalty_too_weak_for_a_best_fit_is_not_chosen() -> None:
+    x, time, event = made(60, features=1)
+    far = 1e4 * np.where(event > 0, 1.0, -1.0)[:, None] + x  # tells apart who had the event
+    best, scores = choose_l2(far, time, event, l2s=(0.0, 1e6))
+    assert scores[0.0] == -np.inf
+    assert best == 1e6
