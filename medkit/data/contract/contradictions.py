@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from medkit.data.contract import units
@@ -32,8 +33,13 @@ def contradictions(contract: Contract) -> Iterator[str]:
                 f"a contract's roles are no features, and {name!r} is the {role} and stands under "
                 "columns too. Remove it from one of the two."
             )
-    if not 0 < contract.tolerance <= 1:
+    if not _finite(contract.tolerance) or not 0 < contract.tolerance <= 1:
         yield f"tolerance must be a share in (0, 1], got {contract.tolerance}. 0.5 is the default."
+    if contract.target_above is not None and not _finite(contract.target_above):
+        yield (
+            f"target_above must be a finite number, got {contract.target_above!r}. Labels above it "
+            "count as 1."
+        )
     for name, rule in contract.columns.items():
         words: Any  # what they should be, YAML doesn't say
         for words in (name, *contract.sites, *rule.units_at, *rule.missing_at, *taken):
@@ -63,6 +69,11 @@ def _contradictions_of(name: str, rule: Column, contract: Contract) -> Iterator[
             )
     yield from (f"{at}: {problem}" for problem in _of_amounts(name, rule))
     yield from (f"{at}: {problem}" for problem in _of_levels(rule))
+    if contract.site is None and (rule.units_at or rule.missing_at):
+        yield (
+            f"{at}: what holds at one site needs the contract's column of sites, and the contract "
+            "names none. Add 'site: COLUMN'."
+        )
     strange = sorted({*rule.units_at, *rule.missing_at} - set(contract.sites))
     if contract.sites and strange:
         close = difflib.get_close_matches(strange[0], contract.sites, n=1)
@@ -76,8 +87,8 @@ def _contradictions_of(name: str, rule: Column, contract: Contract) -> Iterator[
 def _of_amounts(name: str, rule: Column) -> Iterator[str]:
     for key in ("low", "high"):
         value = getattr(rule, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            yield f"{key} must be a number, got {value!r}. Write it without quotes or unit."
+        if value is not None and not _finite(value):
+            yield f"{key} must be a finite number, got {value!r}. Write it without quotes or unit."
             return
     if rule.low is not None and rule.high is not None and not rule.low < rule.high:
         yield f"low must be below high, got low {rule.low} and high {rule.high}. Swap them?"
@@ -108,6 +119,10 @@ def _of_amounts(name: str, rule: Column) -> Iterator[str]:
             units.convert(1.0, unit, rule.unit or unit, analyte)
     except ValueError as error:
         yield str(error)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _of_levels(rule: Column) -> Iterator[str]:

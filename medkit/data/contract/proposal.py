@@ -18,7 +18,7 @@ from medkit.data.contract import suspicion, units
 from medkit.data.contract.cells import Code, cell_key, parse, plain
 from medkit.data.contract.schema import Column, Contract
 from medkit.data.contract.site_rows import Sites, sites_of
-from medkit.data.table_files import load_table
+from medkit.data.table_files import load_table, require_unique
 from medkit.record.files import sha256_file, write_text
 
 Floats = NDArray[np.float64]
@@ -58,6 +58,11 @@ def audit_csv(
         FileNotFoundError: When there is no such table.
         ValueError: When the table can't be read, or ``out`` is there already.
     """
+    if out is not None and not Path(out).absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"a proposed contract must go into a folder that exists, and {Path(out).parent} does "
+            "not. Make it, or name another."
+        )
     if out is not None and Path(out).exists():
         raise ValueError(
             f"a proposed contract must not replace one that somebody may have edited, and {out} is "
@@ -91,13 +96,21 @@ def propose(
         ValueError: When the table can't be read, has no such column, or has blank sites.
     """
     frame = source if isinstance(source, pd.DataFrame) else load_table(source)
+    where = "the table" if isinstance(source, pd.DataFrame) else str(source)
+    frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+    require_unique(list(frame.columns), where)
+    if frame.empty:
+        raise ValueError(
+            f"{where} must have at least one row and one column to propose a contract from; it has "
+            f"{frame.shape[0]} and {frame.shape[1]}. Was the export cut off?"
+        )
     given = {"target": target, "patient": patient, "site": site, "split": split}
     roles, head = _roles(frame, given)
     sites = sites_of(frame, roles["site"])
     y = _outcome(frame, roles["target"], head)
     columns: dict[str, Column] = {}
     remarks: dict[str, list[str]] = {"": head}
-    for name in map(str, frame.columns):
+    for name in frame.columns:
         if name not in roles.values():
             columns[name], remarks[name] = _column(frame[name], name, sites, y)
     if not isinstance(source, pd.DataFrame):
@@ -161,19 +174,26 @@ def _column(
 ) -> tuple[Column, list[str]]:
     """Propose one column and say why."""
     values, text = parse(cells)
+    infinite = np.isinf(values)
+    values = np.where(infinite, np.nan, values)
     filled = text | ~np.isnan(values)
     tokens = plain(cells)[text].astype(str)
     coded = sorted(t for t in set(tokens) if t.lower() in suspicion.TEXT_CODES)
     others = sorted(set(tokens) - set(coded))
     if not filled.any():
-        return Column("text"), ["empty in every row: not a feature"]
-    every = cells[filled].nunique() == filled.sum() >= _ENOUGH_FOR_IDS
+        return Column("text"), ["empty or infinite in every row: not a feature"]
+    try:
+        every = cells[filled].nunique() == filled.sum() >= _ENOUGH_FOR_IDS
+    except TypeError:  # lists can't be counted
+        return Column("text"), ["its cells are lists or the like: not a feature"]
     every = every and (bool(others) or _runs_on(values[filled]))
     words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     if every or set(words) & _ID_WORDS:
         why = "another value in each row" if every else "its name"
         return Column("text"), [f"an id among the features? ({why}): not a feature"]
     remarks = []
+    if infinite.any():
+        remarks.append(f"{int(infinite.sum())} cells are infinite: set missing when it is applied")
     if coded:
         remarks.append(f"{int(tokens.isin(coded).sum())} cells are text for missing: {coded}")
     if others:

@@ -259,7 +259,7 @@ class Contract:
     def from_text(cls, text: str, where: str = "the contract") -> Contract:
         """Read a contract from YAML text."""
         try:
-            plain = yaml.safe_load(text)
+            plain = yaml.load(text, Loader=_EachKeyOnce)
         except yaml.YAMLError as error:
             raise ValueError(
                 f"{where} must be YAML; found: {' '.join(str(error).split())}. Correct that line; "
@@ -277,7 +277,27 @@ class Contract:
         """Return the contract itself, or read it from a file or plain types."""
         if isinstance(source, Contract):
             return source
+        if not isinstance(source, str | Path | Mapping):
+            raise ValueError(
+                "a contract must be a YAML file, plain types or a Contract, got "
+                f"{type(source).__name__}. `medkit audit CSV` proposes one."
+            )
         return cls.from_mapping(source) if isinstance(source, Mapping) else cls.from_yaml(source)
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; YAML's own rule takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for place, _ in node.value:
+            key = self.construct_object(place, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands there twice", place.start_mark
+                )
+            seen.append(key)
+        return super().construct_mapping(node, deep)
 
 
 def feature_names(column: str, rule: Column) -> list[str]:

@@ -112,7 +112,7 @@ COLUMNS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"outside": "drop"}, r"outside must be one of \['missing', 'clip'\], got 'drop'"),
     ({"recorded": "afterwards"}, r"recorded must be one of .* got 'afterwards'.*mean 'after'"),
     ({"low": 5, "high": 3}, r"low must be below high, got low 5 and high 3\. Swap"),
-    ({"low": "1 mg"}, r"low must be a number, got '1 mg'\. Write it without"),
+    ({"low": "1 mg"}, r"low must be a finite number, got '1 mg'\. Write it without"),
     ({"unit": "mg/dll"}, r"column 'x': a unit must be .* got 'mg/dll'\. Close: mg/dL"),
     ({"units_at": {"A": "mg/dL"}}, r"units_at must come with the unit to convert to.*Add it"),
     (
@@ -136,7 +136,7 @@ COLUMNS_REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("rule", "message"), COLUMNS_REFUSED)
 def test_what_contradicts_itself_is_refused(rule: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Contract.from_mapping({"sites": ["A", "B"], "columns": {"x": rule}})
+        Contract.from_mapping({"site": "site", "sites": ["A", "B"], "columns": {"x": rule}})
 
 
 WHOLE_REFUSED: list[tuple[str, str]] = [
