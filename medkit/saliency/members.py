@@ -53,7 +53,7 @@ class EnsembleNet(nn.Module):
         self.members = nn.ModuleList(MemberNet(m, weight=ensemble.weight) for m in ensemble.members)
         self.eval()
         self._dms = [m.dm for m in ensemble.members]
-        self.players = [Players.of_table(dm._fitted()) for dm in self._dms]
+        self.players = [Players.of_table(dm.preprocessing) for dm in self._dms]
 
     def inputs(self, table: str | Path | pd.DataFrame) -> list[Tensor]:
         """Return each member's own ``x`` of a table's rows."""

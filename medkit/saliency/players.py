@@ -36,8 +36,17 @@ class Players:
             )
 
     @classmethod
-    def of_table(cls, preprocessing: Preprocessing) -> Players:
-        """Take a table's columns, each with its indicator: ``dm.preprocessing``."""
+    def of_table(cls, preprocessing: Preprocessing | None) -> Players:
+        """Take a table's columns, each with its indicator: ``dm.preprocessing``.
+
+        Raises:
+            ValueError: Where nothing was fitted yet.
+        """
+        if preprocessing is None:
+            raise ValueError(
+                "players are known once medians and scales are fitted or loaded, and neither was "
+                "done. Call dm.setup(), or EHRDataModule.load_from_checkpoint(path)."
+            )
         place = {name: index for index, name in enumerate(preprocessing.features)}
         behind = [place[name] for name in preprocessing.indicators]
         return cls(preprocessing.features, torch.tensor([*place.values(), *behind]))

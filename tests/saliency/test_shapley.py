@@ -208,6 +208,11 @@ def test_a_player_without_a_column_is_refused(of: list) -> None:
         Players(("a", "b", "c"), torch.tensor(of))
 
 
+def test_players_of_a_table_that_was_not_read_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"once medians .* neither was done\. Call dm\.setup\(\)"):
+        Players.of_table(None)
+
+
 def test_importance_is_the_mean_absolute_share() -> None:
     found = shapley_values(nn.Linear(2, 1), torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
     np.testing.assert_allclose(found.importance, found.values.abs().mean(0))
