@@ -149,40 +149,41 @@ def missingness(
 
 def forest(
     ax: Axes,
-    results: Mapping[str, Mapping[str, Metric]],
+    metrics: Mapping[str, Metric],
+    name: str,
     *,
-    xlabel: str,
-    lines: Mapping[str, float] | None = None,
+    rows: Sequence[str],
+    series: Sequence[str],
+    best: str = "",
 ) -> Axes:
-    """Draw a number with its interval per row and series, the first row on top.
+    """Draw one number per way and part with its interval: ``metrics["<row>/<series>/<name>"]``.
 
     Args:
         ax: Where to draw.
-        results: Row (a way, a model) -> series (inside, outside) -> number. What is NaN is left
-            out, and the row keeps its place.
-        xlabel: Name of the number, with its unit.
-        lines: Series -> value to compare with, drawn as a line in the colour of the series.
+        metrics: As ``metrics.summary.by_group`` returns them.
+        name: Of the number, such as "auroc".
+        rows: Ways or models, the first on top; what stands before a last slash is not shown.
+        series: Parts, each in its own colour and marker. What is not there, or NaN, is left out.
+        best: A row to compare with, drawn as a line in the colour of the series.
     """
-    series = list(dict.fromkeys(name for of_row in results.values() for name in of_row))
-    for number, (name, color, marker) in enumerate(
-        zip(series, cycle(COLORS), cycle(_MARKERS), strict=False)
-    ):
-        found = [
-            (row + 0.3 * (number - (len(series) - 1) / 2), of_row[name])
-            for row, of_row in enumerate(results.values())
-            if name in of_row and np.isfinite(of_row[name].value)
-        ]
-        rows = max((metric.n or 0 for _, metric in found), default=0)
-        for at, metric in found:
-            if metric.low is not None and metric.high is not None:
-                ax.plot([metric.low, metric.high], [at, at], color=color, linewidth=1.2)
-        label = f"{name}: {rows} rows" if rows else name
-        values = [metric.value for _, metric in found]
-        ax.plot(values, [at for at, _ in found], marker, color=color, markersize=4, label=label)
-        if lines is not None and np.isfinite(lines.get(name, np.nan)):
-            ax.axvline(lines[name], color=color, linewidth=0.9, linestyle=_LINES[1 + number % 3])
-    ax.set_yticks(range(len(results)), list(results))
-    ax.set(xlabel=xlabel, ylim=(len(results) - 0.5, -0.5))
+    styles = zip(series, cycle(COLORS), cycle(_MARKERS), cycle(_LINES[1:]), strict=False)
+    for number, (part, color, marker, line) in enumerate(styles):
+        named = {row: metrics.get(f"{row}/{part}/{name}") for row in (*rows, best)}
+        found = {row: m for row, m in named.items() if m is not None and np.isfinite(m.value)}
+        count = max((m.n or 0 for m in found.values()), default=0)
+        at = {row: place + 0.3 * (number - (len(series) - 1) / 2) for place, row in enumerate(rows)}
+        shown = [row for row in rows if row in found]
+        for row in shown:
+            low, high = found[row].low, found[row].high
+            if low is not None and high is not None:
+                ax.plot([low, high], [at[row]] * 2, color=color, linewidth=1.2)
+        values, places = [found[row].value for row in shown], [at[row] for row in shown]
+        ax.plot(values, places, marker, color=color, markersize=4, label=f"{part}: {count} rows")
+        if best in found:
+            ax.axvline(found[best].value, color=color, linewidth=0.9, linestyle=line)
+    names = [row.rsplit("/", 1)[-1].replace("_", " ") for row in rows]
+    ax.set_yticks(range(len(rows)), names)
+    ax.set(xlabel=name.replace("_", " "), ylim=(len(rows) - 0.5, -0.5))
     return _finish(ax, legend=False)
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CPU_S = {  # of a quick run, imports included
     "01_first_training": 40,
+    "02_missing_and_rare": 40,
     "03_kill_and_resume": 90,
     "14_survival_between_hospitals": 40,
 }

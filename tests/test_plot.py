@@ -115,16 +115,16 @@ def test_drawing_leaves_matplotlibs_settings_as_they_were(ax: Axes) -> None:
 
 def test_a_forest_shows_each_interval_in_its_row_and_leaves_out_what_has_no_value(ax: Axes) -> None:
     inside = Metric(0.9, 0.8, 0.95, 0.95, 60)
-    rows = {
-        "zeros": {"inside": inside, "outside": Metric(float("nan"))},
-        "means": {"inside": inside},
-    }
-    plot.forest(ax, rows, xlabel="AUROC", lines={"inside": 0.91})
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["zeros", "means"]
-    first, second, points, best, *_ = ax.get_lines()
+    metrics = {"ways/as_zeros/inside/auroc": inside, "ways/means/inside/auroc": inside}
+    metrics |= {"ways/means/outside/auroc": Metric(float("nan"))}
+    metrics |= {"best/inside/auroc": Metric(0.91), "best/outside/auroc": Metric(0.87)}
+    rows, parts = ["ways/as_zeros", "ways/means"], ["inside", "outside"]
+    plot.forest(ax, metrics, "auroc", rows=rows, series=parts, best="best")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["as zeros", "means"]
+    first, second, points, best, none, other = ax.get_lines()
     assert list(first.get_xdata()) == list(second.get_xdata()) == [0.8, 0.95]
     assert first.get_ydata()[0] < second.get_ydata()[0]
     assert ax.yaxis_inverted()
     assert points.get_label() == "inside: 60 rows"
-    assert len(points.get_xdata()) == 2
-    assert set(best.get_xdata()) == {0.91}
+    assert (len(points.get_xdata()), len(none.get_xdata())) == (2, 0)
+    assert (set(best.get_xdata()), set(other.get_xdata())) == ({0.91}, {0.87})
