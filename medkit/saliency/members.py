@@ -46,23 +46,26 @@ class MemberNet(nn.Module):
 
 
 class EnsembleNet(nn.Module):
-    """The members of a fold ensemble as nets: what attributions and their test are made of."""
+    """The members of a fold ensemble as nets: what attributions and their test are made of.
+
+    It holds no table (a copy for each random net would be costly): see :func:`member_rows`.
+    """
 
     def __init__(self, ensemble: FoldEnsemble) -> None:
         super().__init__()
         self.members = nn.ModuleList(MemberNet(m, weight=ensemble.weight) for m in ensemble.members)
+        self.players = [Players.of_table(m.dm.preprocessing) for m in ensemble.members]
         self.eval()
-        self._dms = [m.dm for m in ensemble.members]
-        self.players = [Players.of_table(dm.preprocessing) for dm in self._dms]
-
-    def inputs(self, table: str | Path | pd.DataFrame) -> list[Tensor]:
-        """Return each member's own ``x`` of a table's rows."""
-        return [dm.apply(table).x for dm in self._dms]
 
     def forward(self, xs: Sequence[Tensor]) -> Tensor:
         """Return the mean of the members' log odds, ``(B,)``."""
         said = [net(x) for net, x in zip(self.members, xs, strict=True)]
         return torch.stack(said).mean(0)
+
+
+def member_rows(ensemble: FoldEnsemble, table: str | Path | pd.DataFrame) -> list[Tensor]:
+    """Return the rows of a table as each member sees them, ``(B, F)`` each, on its device."""
+    return [m.dm.apply(table).x.to(m.model.device) for m in ensemble.members]
 
 
 def attribute_members(
@@ -81,10 +84,10 @@ def attribute_members(
 
     Args:
         net: ``EnsembleNet(ensemble)``.
-        xs: The rows: ``net.inputs(table)``.
+        xs: The rows: ``member_rows(ensemble, table)``.
         how: ``integrated_gradients`` or ``shapley_values``, with settings by ``partial``.
-        baselines: Reference rows: ``net.inputs(other_table)``. None: zeros, each member's median
-            row.
+        baselines: Reference rows, such as ``member_rows(ensemble, training_table.head(20))``.
+            None: zeros, each member's median row.
 
     Raises:
         ValueError: Where there is not one ``x`` per member.
@@ -93,7 +96,7 @@ def attribute_members(
         raise ValueError(
             f"each of the {len(net.members)} members needs its own x and baseline, got {len(xs)} "
             f"and {'none' if baselines is None else len(baselines)}. Make both by "
-            "net.inputs(table)."
+            "member_rows(ensemble, table)."
         )
     found = [
         how(

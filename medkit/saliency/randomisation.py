@@ -101,7 +101,7 @@ def randomisation_test(
         explain: ``explain(model, x)``, such as ``integrated_gradients`` or
             ``partial(shapley_values, permutations=40)``.
         draws: Random nets.
-        alpha: Chance of failing a sound method.
+        alpha: About the chance of failing a sound method.
         seed: Decides the random weights and the null.
         cascade: Also randomise one module after the other, from the output down, in the order
             they were registered (one draw each).

@@ -14,7 +14,7 @@ from medkit.models.classifier import LitClassifier
 from medkit.models.ensemble import FoldEnsemble, Member
 from medkit.models.tabular import warm_classifier
 from medkit.saliency.attribution import integrated_gradients
-from medkit.saliency.members import EnsembleNet, attribute_members
+from medkit.saliency.members import EnsembleNet, attribute_members, member_rows
 from medkit.saliency.randomisation import randomisation_test
 from medkit.saliency.shapley import shapley_values
 from medkit.synth.ehr import MISSING_CODES, make_hospitals
@@ -62,7 +62,7 @@ def test_a_member_s_net_says_what_the_ensemble_takes_the_member_to_say(
     net = EnsembleNet(ensemble)
     for index, one in enumerate(ensemble.members):
         want = logit(one.prob(one.dm.apply(table), weight=ensemble.weight))
-        said = net.members[index](net.inputs(table)[index])
+        said = net.members[index](member_rows(ensemble, table)[index])
         np.testing.assert_allclose(said.detach(), want, atol=1e-4)
 
 
@@ -71,7 +71,7 @@ def test_shares_add_up_to_the_mean_of_the_members_log_odds(
     ensemble: FoldEnsemble, table: pd.DataFrame, how: str
 ) -> None:
     net = EnsembleNet(ensemble)
-    xs = net.inputs(table)
+    xs = member_rows(ensemble, table)
     found = attribute_members(net, xs, how=HOW[how])
     change = (net(xs) - net([torch.zeros_like(x) for x in xs])).detach()
     torch.testing.assert_close(found.values.sum(1), change, atol=0.02, rtol=0.02)
@@ -84,8 +84,9 @@ def test_shares_add_up_to_the_mean_of_the_members_log_odds(
 def test_without_the_nets_shares_are_those_of_each_member_s_logistic_regression(
     ensemble: FoldEnsemble, table: pd.DataFrame
 ) -> None:
-    net = EnsembleNet(FoldEnsemble(ensemble.members, weight=0.0))
-    arrivals, background = net.inputs(table), net.inputs(table.head(4))
+    ensemble = FoldEnsemble(ensemble.members, weight=0.0)
+    net = EnsembleNet(ensemble)
+    arrivals, background = member_rows(ensemble, table), member_rows(ensemble, table.head(4))
     found = attribute_members(net, arrivals, how=HOW["Shapley values"], baselines=background)
     for index, one in enumerate(ensemble.members):
         names = [name.removesuffix(" missing") for name in one.dm.features]
@@ -107,31 +108,32 @@ def test_without_the_nets_shares_are_those_of_each_member_s_logistic_regression(
 def test_the_randomisation_test_reaches_logistic_regression_outside_the_net(
     ensemble: FoldEnsemble, table: pd.DataFrame
 ) -> None:
-    net = EnsembleNet(FoldEnsemble(ensemble.members, weight=0.0))
+    ensemble = FoldEnsemble(ensemble.members, weight=0.0)
+    net = EnsembleNet(ensemble)
     explain = partial(attribute_members, how=partial(integrated_gradients, steps=2))
-    found = randomisation_test(net, net.inputs(table), explain)
+    found = randomisation_test(net, member_rows(ensemble, table), explain)
     assert found.passed
     assert {"members.0.coef", "members.0.net.coef"} <= set(found.randomised)
     inside = [name for name in found.randomised if ".net." in name]
     outside = sorted(set(found.randomised) - set(inside))
-    assert not randomisation_test(net, net.inputs(table), explain, keep=outside).passed
+    assert not randomisation_test(net, member_rows(ensemble, table), explain, keep=outside).passed
 
 
 def test_a_member_without_a_baseline_is_its_net(csv: Path, table: pd.DataFrame) -> None:
     dm = EHRDataModule(csv, target="died", site="site", baseline_c=None, folds=FOLDS, fold=0)
     dm.setup()
     plain = LitClassifier("medkit.models.nets:mlp", {"inputs": dm.num_features})
-    net = EnsembleNet(FoldEnsemble((Member("fold0", dm, plain),)))
-    x = net.inputs(table)
-    torch.testing.assert_close(net(x), plain.eval()(x[0]))
+    ensemble = FoldEnsemble((Member("fold0", dm, plain),))
+    x = member_rows(ensemble, table)
+    torch.testing.assert_close(EnsembleNet(ensemble)(x), plain.eval()(x[0]))
 
 
 def test_rows_of_one_member_for_all_are_refused(
     ensemble: FoldEnsemble, table: pd.DataFrame
 ) -> None:
     net = EnsembleNet(ensemble)
-    x = net.inputs(table)
+    x = member_rows(ensemble, table)
     with pytest.raises(ValueError, match=r"each of the 3 members needs its own x .*got 1 and none"):
         attribute_members(net, x[:1])
-    with pytest.raises(ValueError, match=r"got 3 and 2\. Make both by net\.inputs\(table\)"):
+    with pytest.raises(ValueError, match=r"got 3 and 2\. Make both by member_rows"):
         attribute_members(net, x, baselines=x[:2])
