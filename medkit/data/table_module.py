@@ -9,27 +9,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medkit.data import preprocessing
-from medkit.data.batches import Batch, to_batch
+from medkit.data.batches import Batch
 from medkit.data.contract.agreement import require_same_contract
 from medkit.data.contract.schema import Contract
 from medkit.data.leakage.audit import Finding, after_setup, write_down
 from medkit.data.preprocessing import Preprocessing, digest_ids, require_same_rows
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import PARTS, Split
-from medkit.data.table_loader import TableLoader
+from medkit.data.table_rows import RowsDataModule
 from medkit.data.tables import Table, TableSpec
 from medkit.record.files import sha256_file
 
 Source = str | Path | pd.DataFrame
 
 
-class TableDataModule(pl.LightningDataModule):
+class TableDataModule(RowsDataModule):
     """Rows of a table in memory, split by patient; the base of those that know what a target is.
 
     Medians and scales are fitted on the training rows, then applied to all; they are kept in the
@@ -62,7 +60,7 @@ class TableDataModule(pl.LightningDataModule):
         indicators: bool,
         batch_size: int | None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size)
         self.source = source
         self.spec = spec
         self.plan = plan
@@ -70,17 +68,10 @@ class TableDataModule(pl.LightningDataModule):
         self.scale = scale
         self.clip = clip
         self.indicators = indicators
-        self.batch_size = batch_size
-
-        self.table: Table | None = None
-        self.split: Split | None = None
-        self.preprocessing: Preprocessing | None = None
-        self.sites: list[str] = []
         self.digests: dict[str, str] = {}  # part -> digest of its patients
         self.findings: list[Finding] = []  # of the audit for leaks
         self.data_sha256 = ""  # of the file read, for the run folder
         self._baseline: Any = None  # of the subclass's kind
-        self._rows: Batch | None = None
 
     @abstractmethod
     def _read(
@@ -136,40 +127,6 @@ class TableDataModule(pl.LightningDataModule):
             without=self.not_audited,
         )
 
-    @property
-    def features(self) -> list[str]:
-        """Name of each column of ``x``."""
-        return self._fitted().names
-
-    @property
-    def num_features(self) -> int:
-        """Columns of ``x``."""
-        return len(self.features)
-
-    @property
-    def num_indicators(self) -> int:
-        """How many of the columns, the last ones, say "was missing"."""
-        return len(self._fitted().indicators)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Training batches; times the epochs, what the kit's models call ``total_steps``."""
-        return -(-len(self._ready()[1].train) // self._train_size)
-
-    def rows(self, part: str) -> Batch:
-        """Return all rows of "train", "val" or "test" as one batch."""
-        _, split, rows = self._ready()
-        at = torch.as_tensor(split.part(part))
-        return Batch(*(values[at] for values in rows))
-
-    def values(self, part: str) -> NDArray[np.float32]:
-        """Return the rows of a part before filling and scaling, ``(N, F)`` with NaN for missing.
-
-        What gradient boosting likes best; ``table.features`` names the columns.
-        """
-        table, split, _ = self._ready()
-        return table.values[split.part(part)]
-
     def apply(self, table: Source) -> Batch:
         """Turn a new table into a batch with the stored medians and scales; nothing is fitted.
 
@@ -180,48 +137,6 @@ class TableDataModule(pl.LightningDataModule):
             ValueError: Where a feature is missing or is not what it must be.
         """
         return self._batch(*self._read(table, self._fitted().features))
-
-    def row_ids(self, row: Tensor | Sequence[int]) -> list[str]:
-        """Return patient and row number as text; make a pseudonym of it before you keep it."""
-        patient = self._ready()[0].patient
-        return [f"{patient[r]}:{r}" for r in map(int, row)]
-
-    def missingness(self) -> dict[str, dict[str, float]]:
-        """Return site -> feature -> share missing, coded ones counted, over all rows."""
-        table = self._ready()[0]
-        gone = np.isnan(table.values)
-        return {
-            site: dict(zip(table.features, gone[table.site == site].mean(0).tolist(), strict=True))
-            for site in self.sites
-        }
-
-    def val_dataloader(self) -> TableLoader | list[TableLoader]:
-        """Return the validation rows in order; an empty list where there are none."""
-        rows = self.rows("val")
-        return self.rows_loader(rows) if len(rows.y) else []
-
-    def test_dataloader(self) -> TableLoader:
-        """Return the test rows in order.
-
-        Raises:
-            ValueError: When the split has none.
-        """
-        rows = self.rows("test")
-        if len(rows.y) == 0:
-            raise ValueError(
-                "a test needs test rows, and this split has none. Pass test_fraction=, test_site= "
-                "or a split_column with the word test."
-            )
-        return self.rows_loader(rows)
-
-    def predict_dataloader(self) -> TableLoader:
-        """Return the test rows where there are any, else the validation rows."""
-        rows = self.rows("test")
-        return self.rows_loader(rows if len(rows.y) else self.rows("val"))
-
-    @abstractmethod
-    def rows_loader(self, rows: Batch) -> TableLoader:
-        """Return a loader that goes through the rows in order, such as those of :meth:`apply`."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what prediction and resume need, in plain types."""
@@ -261,27 +176,3 @@ class TableDataModule(pl.LightningDataModule):
                 f"with {setting}={usual!r}."
             )
         return self._baseline
-
-    @property
-    def _train_size(self) -> int:
-        return self.batch_size or len(self._ready()[1].train)
-
-    def _ready(self) -> tuple[Table, Split, Batch]:
-        if self.table is None or self.split is None or self._rows is None:
-            raise RuntimeError(
-                "the table must be read before its rows are asked for, and setup() has not run. "
-                "Call dm.setup() first; a Trainer does so by itself."
-            )
-        return self.table, self.split, self._rows
-
-    def _fitted(self) -> Preprocessing:
-        if self.preprocessing is None:
-            raise RuntimeError(
-                "medians and scales must be fitted or loaded first, and neither was done. "
-                f"Call dm.setup(), or {type(self).__name__}.load_from_checkpoint(path)."
-            )
-        return self.preprocessing
-
-    def _batch(self, table: Table, y: NDArray[Any]) -> Batch:
-        x = self._fitted().apply(table.values)
-        return to_batch(x, y, table.site, self.sites)
