@@ -77,8 +77,10 @@ class Outside:
         """
         self.rows += len(table.y)
         stored = self.preprocessing
-        scale = np.array(stored.scale)
-        above, below = np.array(stored.center) + FAR * scale, np.array(stored.center) - FAR * scale
+        reach = FAR * np.array(stored.scale)
+        above, below = np.array(stored.center) + reach, np.array(stored.center) - reach
+        if stored.low:
+            above, below = np.minimum(above, stored.high), np.maximum(below, stored.low)
         for site, count in Counter(table.site.tolist()).items():
             if self.trained and site not in self.trained:
                 self.new_sites[site] += count
@@ -152,7 +154,7 @@ class Outside:
                     yield f"{name} missing in the whole site", mask
 
     def _far(self, here: _Together) -> Iterator[tuple[str, bool]]:
-        """Yield columns whose median lies far off; such a site has other units."""
+        """Yield columns whose median lies where hardly a training row does: other units?"""
         for index, name in enumerate(self.preprocessing.features):
             enough = here.filled[index] >= ENOUGH and self.preprocessing.scale[index] > 0
             for count, low in ((here.below, True), (here.above, False)):

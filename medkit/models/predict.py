@@ -58,9 +58,13 @@ class Predicted:
         stages = ", ".join(self.model.stages)
         lines = [f"{self.out}: {rows:,} rows, scored by {stages}"]
         if np.isfinite(self.mean_risk):
-            lines.append(f"mean predicted risk {self.mean_risk:.3f}")
+            until = f" until {self.model.horizons[0]:g}" if isinstance(self.model, SavedCox) else ""
+            lines.append(f"mean predicted risk{until}: {self.mean_risk:.3f}")
         lines.append(f"outside what it was trained on: {flagged:,} of {rows:,} rows")
-        return "\n".join([*lines, *reason_lines(self.outside), *self.notes]) + "\n"
+        return (
+            "\n".join([*lines, *reason_lines(self.outside), *(f"note: {n}" for n in self.notes)])
+            + "\n"
+        )
 
 
 def reason_lines(outside: Outside) -> list[str]:
