@@ -22,7 +22,7 @@ def numbers(column: pd.Series, codes: Sequence[Code], where: str) -> NDArray[np.
     if not pd.api.types.is_numeric_dtype(column):
         trimmed = column.map(lambda cell: cell.strip() if isinstance(cell, str) else cell)
         column = trimmed.mask(trimmed.isin([code for code in codes if isinstance(code, str)]))
-        if pd.api.types.is_datetime64_any_dtype(column):
+        if column.dtype.kind in "mM" or isinstance(column.dtype, pd.DatetimeTZDtype):
             column = column.astype(str)  # to_numeric would make nanoseconds of it
         found = pd.to_numeric(column, errors="coerce")
         text = (found.isna() & column.notna()).to_numpy()
@@ -82,12 +82,13 @@ def texts(column: pd.Series, where: str) -> NDArray[np.str_]:
     Raises:
         ValueError: For an empty cell.
     """
-    empty = column.isna().to_numpy()
+    number, different = pd.factorize(column)  # sites repeat: one text each, not one per row
+    words = np.array([*(str(cell).strip() for cell in different), ""], np.str_)  # -1: a blank cell
+    empty = (words == "")[number]
     if empty.any():
         raise ValueError(
             f"{where}: column {column.name!r} must be filled in each row; it is empty in "
             f"{rows_of(empty)}. Whose row that is decides on which side of a split it may stand: "
             "fill it in, or leave those rows out."
         )
-    number, different = pd.factorize(column)  # sites repeat: one text each, not one per row
-    return np.array([str(cell).strip() for cell in different], np.str_)[number]
+    return words[number]

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from medkit.data.contract.schema import Contract
-from medkit.data.tables import Table, TableSpec, read_table
+from medkit.data.tables import Table, TableSpec, read_table, require_features
 
 Floats = NDArray[np.float64]
 _EXACT = 2**24  # tables are float32
@@ -94,6 +94,7 @@ def read_follow_up(
     _require_one_row_each(table)
     kept = [i for i, name in enumerate(table.features) if name not in clocks]
     names = tuple(table.features[i] for i in kept)
+    require_features(names, [*spec.named, *clocks], "a table for survival")
     return FollowUp(replace(table, features=names, values=table.values[:, kept]), until)
 
 

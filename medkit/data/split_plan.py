@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +117,13 @@ class SplitPlan:
 
 
 def _require_pair(many: str, folds: int | None, one: str, fold: int | None) -> None:
+    given: dict[str, Any] = {many: folds, one: fold}
+    for name, number in given.items():
+        if number is not None and (isinstance(number, bool) or not isinstance(number, Integral)):
+            raise ValueError(
+                f"{name} must be a whole number or None, got {number!r}. folds=5 and fold=0 is the "
+                "first of five."
+            )
     both = folds is not None and fold is not None
     if (folds is None) != (fold is None) or (both and not 0 <= fold < folds):  # type: ignore[operator]
         raise ValueError(

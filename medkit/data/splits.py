@@ -56,6 +56,13 @@ def by_patient(
             f"{val_fraction} and {test_fraction}. They are shares of the patients, such as 0.2."
         )
     ids, owner, group = _grouped(patient, stratum)
+    parts = 2 + (test_fraction > 0)
+    if len(ids) < parts:
+        raise ValueError(
+            f"a split by patient into {parts} parts needs as many patients at least, found "
+            f"{len(ids)} in {len(patient)} rows. Is patient= the right column? patient=None says "
+            "that each row is another patient."
+        )
     # raw bits, which NumPy promises for ever: a split outlives the version that made it
     raw = keyed.generator(split_seed, "split").bit_generator.random_raw(len(ids) + 2)
     starts = (raw[-2:] >> np.uint64(11)) * 2.0**-53

@@ -111,9 +111,9 @@ class SurvivalDataModule(TableDataModule):
         test_site, split_column = test_site or None, split_column or None
         agreed = None if not contract else Contract.of(contract)
         contract = None if agreed is None else agreed.to_mapping()
-        if batch_size is not None and batch_size < 2:
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 2):
             raise ValueError(
-                f"batch_size must be at least 2 or None (all), got {batch_size}. A patient alone "
+                f"batch_size must be at least 2 or None (all), got {batch_size!r}. A patient alone "
                 "is compared with nobody."
             )
         if isinstance(baseline_l2, str) and baseline_l2 != "chosen":

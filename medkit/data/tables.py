@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ class TableSpec:
     ignore: tuple[str, ...] = ()
     missing_codes: Mapping[str, Sequence[Code]] = field(default_factory=dict)
     target_above: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.target_above is not None and not isfinite(self.target_above):
+            raise ValueError(
+                f"target_above must be a finite number or None, got {self.target_above}. Labels "
+                "above it count as 1."
+            )
 
     @classmethod
     def of(cls, contract: Contract) -> TableSpec:
@@ -139,6 +147,7 @@ def read_table(
         values = np.empty((len(frame), len(features)), np.float32, order="F")
         for index, name in enumerate(features):
             values[:, index] = columns.numbers(frame[name], spec.codes(name), where)
+    require_features(features, spec.named, where)
     empty = np.full(len(frame), "")
 
     def text(name: str | None) -> NDArray[np.str_] | None:
@@ -157,6 +166,16 @@ def read_table(
         split=None if new else text(spec.split),
         broken=broken,
     )
+
+
+def require_features(features: Sequence[str], roles: Sequence[str], where: str) -> None:
+    """Refuse a table of roles alone."""
+    if not features:
+        raise ValueError(
+            f"{where} must have at least one feature, and none is left beside the roles "
+            f"{list(roles)}, ignored columns and what a contract takes out (text, recorded after "
+            "the outcome). Name fewer of them."
+        )
 
 
 def _needed(

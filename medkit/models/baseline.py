@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from medkit.data.learnable import require_learnable
 from medkit.data.linear import LogisticBaseline, fit_logistic
 
 __all__ = ["BoostingBaseline", "LogisticBaseline", "fit_boosting", "fit_logistic"]
@@ -54,7 +55,12 @@ def fit_boosting(
         leaves: Of a tree: 6 hold interactions of up to 5 columns.
         rows_per_leaf: At least so many training rows in each.
         l2: Penalty on the leaves' values.
+
+    Raises:
+        ValueError: When there is nothing to learn from, or a label is neither 0 nor 1.
     """
+    x, y = np.asarray(x, np.float32), np.asarray(y)
+    require_learnable(x, y, missing=True)
     model = HistGradientBoostingClassifier(
         max_iter=trees,
         learning_rate=learning_rate,
@@ -64,4 +70,4 @@ def fit_boosting(
         early_stopping=False,
         random_state=0,  # without early stopping and column sampling nothing asks for it
     )
-    return BoostingBaseline(model.fit(np.asarray(x, np.float32), np.asarray(y)))
+    return BoostingBaseline(model.fit(x, y))
