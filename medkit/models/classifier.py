@@ -64,11 +64,7 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         net_args = dict(net_args or {})
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(
-                f"total_steps must be at least 1 or None, got {total_steps}. "
-                "It is epochs x batches per epoch / accumulated batches."
-            )
+        require_steps(total_steps)
         self.net = build(net, net_args)
         self.total_steps = total_steps
         self.lr = lr
@@ -143,13 +139,7 @@ class LitClassifier(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=self._fused()
         )
-        if self.total_steps is None:
-            return optimizer
-        total, rising = self.total_steps, max(1, round(self.warmup * self.total_steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, total=total, rising=rising)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, total=self.total_steps, warmup=self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running epoch's loss, so that a resumed epoch logs the mean of all of it."""
@@ -182,6 +172,28 @@ class LitClassifier(pl.LightningModule):
             self.log_dict({f"{stage}/loss": loss.compute(), **metrics.compute()})
         loss.reset()
         metrics.reset()
+
+
+def require_steps(total_steps: int | None) -> None:
+    """Refuse a training of no steps."""
+    if total_steps is not None and total_steps < 1:
+        raise ValueError(
+            f"total_steps must be at least 1 or None, got {total_steps}. "
+            "It is epochs x batches per epoch / accumulated batches."
+        )
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, *, total: int | None, warmup: float
+) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
+    """Let the rate rise over a share of all steps and fall to zero; ``total`` None: constant."""
+    if total is None:
+        return optimizer
+    rising = max(1, round(warmup * total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, total=total, rising=rising)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def warmup_cosine(step: int, *, total: int, rising: int) -> float:

@@ -16,7 +16,7 @@ from medkit.data.batches import Batch
 from medkit.data.cox import CoxBaseline
 from medkit.data.hazard import BaselineHazard, breslow
 from medkit.metrics.survival import harrell_c
-from medkit.models.classifier import warmup_cosine
+from medkit.models.classifier import require_steps, scheduled
 from medkit.models.losses import cox_terms
 from medkit.models.nets import build
 
@@ -84,11 +84,7 @@ class LitCox(pl.LightningModule):
         super().__init__()
         net_args = dict(net_args or {})
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(
-                f"total_steps must be at least 1 or None, got {total_steps}. "
-                "It is epochs x batches per epoch / accumulated batches."
-            )
+        require_steps(total_steps)
         if not l2 >= 0:
             raise ValueError(f"l2 must not be negative, got {l2}. 0 is no penalty.")
         self.net = build(net, net_args)
@@ -204,13 +200,7 @@ class LitCox(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
         """Return Adam and, where ``total_steps`` is known, warm-up and cosine to zero."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
-        if self.total_steps is None:
-            return optimizer
-        total, rising = self.total_steps, max(1, round(self.warmup * self.total_steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, total=total, rising=rising)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, total=self.total_steps, warmup=self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the baseline hazard of these weights, and the running epoch's loss."""

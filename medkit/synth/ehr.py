@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medkit.record.files import sha256_file, write_text
 from medkit.synth import hospitals, interacting
 from medkit.synth.columns import (
     GRID,
@@ -40,6 +39,7 @@ from medkit.synth.columns import (
 )
 from medkit.synth.exact import Floats, noise, noise_density, sigmoid, uniforms
 from medkit.synth.hospitals import FEATURES, MISSING_CODES, PLAUSIBLE, STAYS, Feature
+from medkit.synth.written import write_with_sums
 
 __all__ = [
     "MISSING_CODES",
@@ -243,8 +243,6 @@ def contract_yaml(family: str = "additive") -> str:
 
 def write_tables(folder: Path | str, *, seed: int = 0, family: str = "additive") -> dict[str, str]:
     """Write encounters, truth, dictionary, contract and SHA256SUMS; return name -> SHA-256."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = make_hospitals(seed=seed, family=family)
     texts = {
         "contract.yaml": contract_yaml(family),
@@ -252,11 +250,7 @@ def write_tables(folder: Path | str, *, seed: int = 0, family: str = "additive")
         "encounters.csv": drawn.encounters_csv(),
         "truth.csv": drawn.truth_csv(),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    sums = {name: sha256_file(folder / name) for name in texts}
-    write_text(folder / "SHA256SUMS", "".join(f"{sums[n]}  {n}\n" for n in sums))
-    return sums
+    return write_with_sums(folder, texts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

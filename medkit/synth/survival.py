@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medkit.record.files import sha256_file, write_text
+from medkit.synth.columns import by_site
 from medkit.synth.exact import TERMS, Floats, exp, log, noise, uniforms
+from medkit.synth.written import write_with_sums
 
 _log = logging.getLogger(__name__)
 
@@ -137,14 +138,14 @@ def make_survival(*, seed: int = 0, patients: Mapping[str, int] | None = None) -
             f"{patients}. Other clinics are not described in medkit.synth.survival."
         )
     site = np.repeat(np.array(list(patients)), list(patients.values()))
-    eta, cells = _by_site(BASELINE, site), {}
+    eta, cells = by_site(BASELINE, site), {}
     for column in COLUMNS:
         score, texts = _draw(seed, column, site)
         eta = eta + column.effect * score
         cells[column.name] = texts
     hazard = np.maximum(-log(uniforms(seed, "death", shape=site.shape) + _TINY / 2), _TINY)
     death = SCALE_DAYS * exp((log(hazard) - eta) / SHAPE)
-    seen = _by_site(FOLLOW_UP_DAYS, site) * (
+    seen = by_site(FOLLOW_UP_DAYS, site) * (
         0.05 + 0.95 * uniforms(seed, "entry", shape=site.shape)
     )
     days = np.floor(np.minimum(death, seen)) + 1.0
@@ -164,7 +165,7 @@ def make_survival(*, seed: int = 0, patients: Mapping[str, int] | None = None) -
 
 def _draw(seed: int, column: Column, site: NDArray[np.str_]) -> tuple[Floats, list[str]]:
     """Draw one column: how far each patient is from the average, and what the file says."""
-    shift = _by_site(dict(zip(PATIENTS, column.shift, strict=True)), site)
+    shift = by_site(dict(zip(PATIENTS, column.shift, strict=True)), site)
     draws = uniforms(seed, column.name, "value", shape=(TERMS, len(site)))
     if column.unit == "0/1":
         ones = np.where(draws[0] < column.center * (1.0 + shift), 1.0, 0.0)
@@ -180,15 +181,11 @@ def _draw(seed: int, column: Column, site: NDArray[np.str_]) -> tuple[Floats, li
             values = np.minimum(np.maximum(values, 22.0), 95.0)
         decimals = 2 if column.name == "nodes" else 1
     gone = uniforms(seed, column.name, "blank", shape=site.shape)
-    blank = gone < _by_site(dict(zip(PATIENTS, column.blank, strict=True)), site)
+    blank = gone < by_site(dict(zip(PATIENTS, column.blank, strict=True)), site)
     texts = [
         "" if none else f"{value:.{decimals}f}" for value, none in zip(values, blank, strict=True)
     ]
     return score, texts
-
-
-def _by_site(values: Mapping[str, float], site: NDArray[np.str_]) -> Floats:
-    return np.array([values[name] for name in site], dtype=np.float64)
 
 
 def dictionary_csv() -> str:
@@ -202,19 +199,13 @@ def dictionary_csv() -> str:
 
 def write_tables(folder: Path | str, *, seed: int = 0) -> dict[str, str]:
     """Write patients.csv, truth.csv, dictionary.csv and SHA256SUMS; return name -> SHA-256."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = make_survival(seed=seed)
     texts = {
         "dictionary.csv": dictionary_csv(),
         "patients.csv": drawn.patients_csv(),
         "truth.csv": drawn.truth_csv(),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    sums = {name: sha256_file(folder / name) for name in texts}
-    write_text(folder / "SHA256SUMS", "".join(f"{sums[n]}  {n}\n" for n in sums))
-    return sums
+    return write_with_sums(folder, texts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
