@@ -145,9 +145,7 @@ def make_survival(*, seed: int = 0, patients: Mapping[str, int] | None = None) -
         cells[column.name] = texts
     hazard = np.maximum(-log(uniforms(seed, "death", shape=site.shape) + _TINY / 2), _TINY)
     death = SCALE_DAYS * exp((log(hazard) - eta) / SHAPE)
-    seen = by_site(FOLLOW_UP_DAYS, site) * (
-        0.05 + 0.95 * uniforms(seed, "entry", shape=site.shape)
-    )
+    seen = by_site(FOLLOW_UP_DAYS, site) * (0.05 + 0.95 * uniforms(seed, "entry", shape=site.shape))
     days = np.floor(np.minimum(death, seen)) + 1.0
     died = np.where(death <= seen, 1.0, 0.0)
 
