@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medkit.metrics.checks import Codes, Floats, codes, labels_and_scores, probabilities
-from medkit.metrics.intervals import mean
+from medkit.metrics.intervals import mean, over
 from medkit.record.results import Metric
 
 
@@ -91,5 +91,5 @@ def _mean(
     value, low, high = mean(values, level=level, owner=owner, stratum=stratum)
     if low is None:
         return Metric(value, n=len(values), method=f"{name}; no interval from one row or patient")
-    over = "" if owner is None else f" over {int(owner.max()) + 1} patients"
-    return Metric(value, low, high, level, len(values), method=f"{name}, normal interval{over}")
+    how = f"{name}, normal interval{over(owner)}"
+    return Metric(value, low, high, level, len(values), method=how)

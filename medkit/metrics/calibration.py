@@ -18,7 +18,7 @@ from medkit.metrics.checks import (
     labels_and_scores,
     probabilities,
 )
-from medkit.metrics.intervals import mean, two_sided, variance_of_sum, wilson
+from medkit.metrics.intervals import mean, over, two_sided, variance_of_sum, wilson
 from medkit.metrics.recalibration import (
     Fit,
     fit_logistic,
@@ -58,7 +58,7 @@ def brier(
     if low is None or high is None:
         one = "row" if owner is None else "patient"
         return Metric(value, n=n, method=f"Brier; no interval from one {one}")
-    how = "Brier, normal interval of the mean" + _over(owner)
+    how = "Brier, normal interval of the mean" + over(owner)
     return Metric(value, max(0.0, low), min(1.0, high), level, n, method=how)
 
 
@@ -132,6 +132,8 @@ def ece(
         draws: Calibrated models to compare with.
     """
     z = two_sided(level)
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws}. 1,000 is usual.")
     labels, scores = labels_and_scores(y, prob)
     probabilities(scores, "ECE")
     n = len(labels)
@@ -166,7 +168,7 @@ def ece(
     if value <= np.quantile(shown, level):
         low = 0.0
     high = max(value, value - bias + half)
-    how = f"ECE, {many} bins, less its bias{_over(owner)}"
+    how = f"ECE, {many} bins, less its bias{over(owner)}"
     how += f"; {shown.mean():.2g} if calibrated"
     return Metric(value, min(low, value), high, level, n, method=how)
 
@@ -218,8 +220,11 @@ def slope_and_intercept(
 
     def metric(fit: Fit, scale: float, name: str) -> Metric:
         value = float(fit.coef[-1]) / scale
-        half = z * sqrt(variance_of_sum(fit.parts[:, -1], owner, stratum)) / scale
-        how = f"{name}, sandwich{_over(owner)}"
+        variance = variance_of_sum(fit.parts[:, -1], owner, stratum)
+        if isnan(variance):
+            return Metric(value, n=n, method=f"{name}; {ALONE}")
+        half = z * sqrt(variance) / scale
+        how = f"{name}, sandwich{over(owner)}"
         return Metric(value, value - half, value + half, level, n, method=how)
 
     one = np.ones((n, 1))
@@ -231,7 +236,3 @@ def slope_and_intercept(
     x, sd = standardised(odds)
     free = fit_logistic(labels, np.column_stack([one, x]))
     return metric(free, sd, "calibration slope"), intercept
-
-
-def _over(owner: Codes | None) -> str:
-    return "" if owner is None else f" over {int(owner.max()) + 1} patients"

@@ -37,10 +37,15 @@ def variance_of_sum(
         owner: Patient of each row, from 0; None takes rows as independent.
         stratum: Site of each row, from 0: each site keeps its number of patients. A patient seen
             at several counts with the first.
+
+    Returns:
+        NaN for one row, or one patient: there is nothing to compare with.
     """
     if owner is not None:
         stratum = unit_strata(owner, stratum)
         parts = np.bincount(owner, parts).astype(np.float64)
+    if len(parts) < 2:
+        return nan
     if stratum is None:
         stratum = np.zeros(len(parts), dtype=np.int64)
     size = np.bincount(stratum)
@@ -120,3 +125,8 @@ def mean(
     spread = variance_of_sum((values - value) / n, owner, stratum)
     half = two_sided(level) * sqrt(spread)
     return value, value - half, value + half
+
+
+def over(owner: Codes | None) -> str:
+    """Return " over 80 patients" for the method of a Metric; nothing where rows stand alone."""
+    return "" if owner is None else f" over {int(owner.max()) + 1} patients"

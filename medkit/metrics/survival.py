@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from medkit.metrics.checks import Codes, Floats, codes, survival_times
 from medkit.metrics.horizon import HorizonCalibration, brier_at, calibration_at
-from medkit.metrics.intervals import logit_limits, variance_of_sum
+from medkit.metrics.intervals import logit_limits, over, variance_of_sum
 from medkit.metrics.kaplan_meier import Curve, censoring, kaplan_meier
 from medkit.record.results import Metric
 
@@ -166,5 +166,5 @@ def _metric(
     if not variance > 0 or not 0 < value < 1:
         return Metric(value, n=n, method=f"{name}; no interval: every pair is ordered alike")
     low, high = logit_limits(value, variance, level)
-    over = "" if owner is None else f" over {int(owner.max()) + 1} patients"
-    return Metric(value, low, high, level, n, method=f"{name}, linearised{over}, logit")
+    how = f"{name}, linearised{over(owner)}, logit"
+    return Metric(value, low, high, level, n, method=how)
