@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import isnan, pi, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,7 +18,7 @@ from medkit.metrics.checks import (
     labels_and_scores,
     probabilities,
 )
-from medkit.metrics.intervals import mean, over, two_sided, variance_of_sum, wilson
+from medkit.metrics.intervals import ALONE, mean, over, two_sided, variance_of_sum, wilson
 from medkit.metrics.recalibration import (
     Fit,
     fit_logistic,

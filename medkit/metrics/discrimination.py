@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import sqrt
+from math import isnan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from medkit.metrics import resample
 from medkit.metrics.checks import Floats, both_classes, codes, labels_and_scores
 from medkit.metrics.comparison import auroc_difference, auroc_difference_over_seeds, how_made
-from medkit.metrics.intervals import logit_limits, share, two_sided, variance_of_sum, wilson
+from medkit.metrics.intervals import ALONE, logit_limits, share, two_sided, variance_of_sum, wilson
 from medkit.metrics.ranking import Ranking, placement_variance, placements
 from medkit.record.results import Metric
 
@@ -141,6 +141,9 @@ def auprc(
     how = how_made(
         "AUPRC", "bootstrap" if interval == "bootstrap" else "linearised", owner, interval
     )
+    variance = variance_of_sum(parts, owner, stratum)
+    if isnan(variance):
+        return Metric(value, n=n, method=f"AUPRC; {ALONE}")
     if interval == "bootstrap":
         _, low, high = resample.interval(
             ranking.average_precision,
@@ -153,7 +156,6 @@ def auprc(
             kind="logit",
         )
         return Metric(value, low, high, level, n, method=how)
-    variance = variance_of_sum(parts, owner, stratum)
     if not variance > 0 or value >= 1:
         return Metric(value, n=n, method=f"AUPRC; {_UNBROKEN}")
     low, high = logit_limits(value, variance, level)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isnan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medkit.metrics.calibration import CalibrationPoint, equal_bins
 from medkit.metrics.checks import Floats, codes, probabilities, survival_times
-from medkit.metrics.intervals import mean, two_sided, variance_of_sum
+from medkit.metrics.intervals import ALONE, mean, two_sided, variance_of_sum
 from medkit.metrics.kaplan_meier import censoring, curve_of
 from medkit.metrics.recalibration import fit_logistic, log_odds, overlap, standardised
 from medkit.record.results import Metric
@@ -81,7 +81,10 @@ def calibration_at(
     odds, one_column = log_odds(risks), np.ones((n, 1))
 
     def metric(value: float, parts: Floats, name: str) -> Metric:
-        half = two_sided(level) * sqrt(variance_of_sum(parts, owner))
+        variance = variance_of_sum(parts, owner)
+        if isnan(variance):
+            return Metric(value, n=n, method=f"{name} at {horizon:g}; {ALONE}")
+        half = two_sided(level) * sqrt(variance)
         how = f"{name} at {horizon:g}, weighted by censoring, sandwich"
         return Metric(value, value - half, value + half, level, n, method=how)
 

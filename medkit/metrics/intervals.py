@@ -7,7 +7,7 @@ statistics (Binder 1983), what the bootstrap over patients tends to, without its
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import log, nan, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -15,6 +15,8 @@ from scipy.special import expit
 
 from medkit.metrics.checks import Codes, Floats
 from medkit.record.results import Metric
+
+ALONE = "no interval from one row or patient"
 
 
 def two_sided(level: float) -> float:

@@ -44,6 +44,10 @@ class Curve:
         NaN beyond the last follow-up, unless nobody was left by then. At shares of 0 and 1, where
         Greenwood has no variance, the limits are Wilson's for the patients then at risk.
         """
+        if not time >= 0:
+            raise ValueError(
+                f"a time must be 0 or later, got {time}. Times count from the start of follow-up."
+            )
         n = int(self.at_risk[0])
         if time > self.time[-1] and self.survival[-1] > 0:
             return Metric(float("nan"), n=n, method="Kaplan-Meier; no value: beyond last follow-up")

@@ -52,12 +52,13 @@ def bootstrap(
     Raises:
         ValueError: When nine of ten resamples have no value, or ``draws`` is below 2.
     """
+    _require_rows(n)
     if draws < 2:
         raise ValueError(f"draws must be at least 2, got {draws}. 1,000 is usual.")
     found: list[Floats] = []
     have = tried = 0
     for weights in blocks(n, groups=groups, strata=strata, seed=seed):
-        values = statistic(weights)
+        values = _values(statistic, weights)
         found.append(values[np.isfinite(values)])
         have, tried = have + len(found[-1]), tried + len(values)
         if have >= draws or tried >= 10 * draws:
@@ -97,8 +98,9 @@ def interval(
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {list(KINDS)}, got {kind!r}. 'percentile' is usual.")
+    _require_rows(n)
     z, tail = two_sided(level), (1 - level) / 2
-    value = float(statistic(np.ones((1, n)))[0])
+    value = float(_values(statistic, np.ones((1, n)))[0])
     samples = bootstrap(statistic, n, groups=groups, strata=strata, seed=seed, draws=draws)
     if kind == "logit" and 0 < value < 1:
         spread = z * float(logit(np.clip(samples, 0.5 / n, 1 - 0.5 / n)).std(ddof=1))
@@ -118,6 +120,23 @@ def interval(
         )
     low, high = np.quantile(samples, at)
     return value, float(low), float(high)
+
+
+def _require_rows(n: int) -> None:
+    if n < 1:
+        raise ValueError(
+            f"a bootstrap needs rows to draw, got n={n}. Leave the part out that has none."
+        )
+
+
+def _values(statistic: Statistic, weights: Floats) -> Floats:
+    values = np.asarray(statistic(weights))
+    if values.shape != (len(weights),):
+        raise ValueError(
+            "a statistic must turn weights (B, n) into B values, one per resample; got shape "
+            f"{values.shape} for {weights.shape}. Sum over the last axis: (w * x).sum(axis=1)."
+        )
+    return values
 
 
 def crossed(*columns: ArrayLike | None) -> Codes | None:

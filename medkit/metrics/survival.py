@@ -5,12 +5,14 @@ Right-censored times of one kind of event. A risk is higher where the event is e
 
 from __future__ import annotations
 
+from math import isnan
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medkit.metrics.checks import Codes, Floats, codes, survival_times
 from medkit.metrics.horizon import HorizonCalibration, brier_at, calibration_at
-from medkit.metrics.intervals import logit_limits, over, variance_of_sum
+from medkit.metrics.intervals import ALONE, logit_limits, over, variance_of_sum
 from medkit.metrics.kaplan_meier import Curve, censoring, kaplan_meier
 from medkit.record.results import Metric
 
@@ -163,6 +165,8 @@ def _metric(
     owner: Codes | None = None if groups is None else codes(groups, n, "groups")
     stratum = None if strata is None else codes(strata, n, "strata")
     variance = variance_of_sum(parts, owner, stratum)
+    if isnan(variance):
+        return Metric(value, n=n, method=f"{name}; {ALONE}")
     if not variance > 0 or not 0 < value < 1:
         return Metric(value, n=n, method=f"{name}; no interval: every pair is ordered alike")
     low, high = logit_limits(value, variance, level)
