@@ -18,6 +18,7 @@ with warnings.catch_warnings():  # tqdm, which Captum imports, asks for JupyterL
     from captum.attr import IntegratedGradients
 
 Model = Callable[[Tensor], Tensor]
+AT_ONCE = 1 << 16  # rows that a model is asked for
 NOT_TESTED = "not tested: do these shares change when the net's weights are drawn anew?"
 
 
@@ -81,12 +82,16 @@ def integrated_gradients(
     values, delta = torch.zeros_like(x), torch.zeros_like(x[:, 0])
     with as_used(model):
         explain = IntegratedGradients(lambda part: model(part).reshape(len(part)))
-        for reference in rows:
+        for some in rows.split(max(1, AT_ONCE // (steps * len(x)))):
             shares, miss = explain.attribute(
-                x, reference.expand_as(x), n_steps=steps, return_convergence_delta=True
+                x.repeat(len(some), 1),
+                some.repeat_interleave(len(x), dim=0),
+                n_steps=steps,
+                return_convergence_delta=True,
             )
-            values += shares.detach().to(x.dtype) / len(rows)
-            delta += miss.detach().to(x.dtype) / len(rows)
+            values += shares.detach().to(x.dtype).view(len(some), *x.shape).sum(0)
+            delta += miss.detach().to(x.dtype).view(len(some), len(x)).sum(0)
+    values, delta = values / len(rows), delta / len(rows)
     if players is None:
         return Attribution(values, delta)
     return Attribution(known.total(values), delta, known.names)

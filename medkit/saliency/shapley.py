@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from medkit import keyed
-from medkit.saliency.attribution import Attribution, Model, as_used
+from medkit.saliency.attribution import AT_ONCE, Attribution, Model, as_used
 from medkit.saliency.players import Players, players_for, references
 
 with warnings.catch_warnings():  # tqdm, which Captum imports, asks for JupyterLab's widgets
     warnings.simplefilter("ignore")
     from captum.attr import ShapleyValueSampling
-
-_ROWS = 1 << 16  # that the model is asked for at once
 
 
 def shapley_values(
@@ -79,7 +77,7 @@ def _exact(model: Model, x: Tensor, rows: Tensor, players: Players) -> Tensor:
     keep = players.keep(shown)
     worth = torch.zeros(len(x), len(number), dtype=x.dtype, device=x.device)
     for reference in rows:
-        for block in torch.arange(len(number), device=x.device).split(max(1, _ROWS // len(x))):
+        for block in torch.arange(len(number), device=x.device).split(max(1, AT_ONCE // len(x))):
             mixed = torch.where(keep[block, None], x, reference)  # (C, B, F)
             worth[:, block] += _answers(model, mixed.flatten(0, 1)).view(len(block), len(x)).T
     worth /= len(rows)
@@ -115,7 +113,7 @@ def _drawn(
                 rows[reference][None],
                 feature_mask=players.of[None].to(x.device),
                 n_samples=2,
-                perturbations_per_eval=max(1, min(count, _ROWS // len(x))),
+                perturbations_per_eval=max(1, min(count, AT_ONCE // len(x))),
             )[:, first.to(x.device)].double()
             own += shares
             squares += shares**2
@@ -138,7 +136,7 @@ def _both_ways(order: list[int]) -> Callable[[int, int], Iterable[list[int]]]:
 
 def _answers(model: Model, x: Tensor) -> Tensor:
     """Return what the model says of each row, ``(B,)``."""
-    said = torch.cat([model(part).reshape(-1).to(x) for part in x.split(_ROWS)])
+    said = torch.cat([model(part).reshape(-1).to(x) for part in x.split(AT_ONCE)])
     if len(said) != len(x):
         raise ValueError(
             f"a model must say one number a row, (B,) or (B, 1); it said {len(said)} of {len(x)} "
