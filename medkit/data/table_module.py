@@ -125,6 +125,7 @@ class TableDataModule(RowsDataModule):
             contract=self.contract,
             x=self._rows.x.numpy(),
             without=self.not_audited,
+            time=self.times,
         )
 
     def apply(self, table: Source) -> Batch:

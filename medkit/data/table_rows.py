@@ -55,6 +55,12 @@ class RowsDataModule(pl.LightningDataModule):
         """Training batches; times the epochs, what the kit's models call ``total_steps``."""
         return -(-len(self._ready()[1].train) // self._train_size)
 
+    @property
+    def times(self) -> NDArray[np.float32] | None:
+        """Time of the event or of the last look of each row; None where rows are not followed."""
+        y = self._ready()[2].y
+        return y[:, 0].numpy() if y.ndim == 2 else None
+
     def rows(self, part: str) -> Batch:
         """Return all rows of "train", "val" or "test" as one batch."""
         _, split, rows = self._ready()

@@ -161,6 +161,24 @@ def test_a_column_that_knows_the_event_is_found() -> None:
     assert not [f for f in make().findings if f.severity != "note"]
 
 
+def test_another_time_of_the_same_follow_up_is_found() -> None:
+    table = pd.read_csv(PATIENTS)
+    table["disease_free"] = table["days"] - table.index % 20
+    (leak,) = [f for f in make(table).findings if f.severity == "leak"]
+    assert leak.evidence["columns"] == ["disease_free"]
+    assert "follows the time to the event" in leak.sentence
+
+
+def test_a_time_vouched_for_by_the_contract_is_no_leak() -> None:
+    table = pd.read_csv(PATIENTS)[["patient_id", "site", "age", "days", "died"]]
+    table["expected"] = table["days"] - table.index % 20
+    columns = {n: {"kind": "number"} for n in ("age", "days", "expected")}
+    columns["expected"]["recorded"] = "before"
+    roles = {"target": "died", "patient": "patient_id", "site": "site"}
+    dm = make(table, contract={"version": 1, **roles, "columns": columns})
+    assert not [f for f in dm.findings if f.severity == "leak"]
+
+
 def test_patients_in_the_order_of_their_enrolment_are_no_leak() -> None:
     """Follow-up ends on one day, so who came early was more often seen to have the event."""
     number = np.arange(600)

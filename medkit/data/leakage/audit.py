@@ -15,7 +15,8 @@ sampler                        draws for training that are held-out rows
 exact duplicates               one record under two ids in two parts
 near duplicates                the same, rounded, jittered or with a value changed
 oversampled before the split   a class repeated before rows were split
-single feature                 a column that tells the classes apart by itself
+single feature                 a column that tells the classes apart, or follows the time to the
+                               event, by itself
 recorded after the outcome     by the contract, or (suspicious) by its name
 order and ids                  row order or id that knows the label
 label shuffle                  a linear model that predicts labels drawn by a coin
@@ -68,6 +69,7 @@ def audit(
     stored: Mapping[str, str] | None = None,
     x: NDArray[np.float32] | None = None,
     without: Sequence[str] = (),
+    time: ArrayLike | None = None,
     seed: int = 0,
 ) -> list[Finding]:
     """Look for leaks; nothing is changed, and no global generator is touched.
@@ -83,6 +85,7 @@ def audit(
         stored: Part -> digest as written down when the split was drawn (:func:`split_digests`).
         x: The table as the net sees it, if it is at hand; else the preprocessing is applied.
         without: Checks that say nothing about this table.
+        time: Of the event or of the last look, ``(N,)``, where rows are followed.
         seed: Decides the coins of the label shuffle.
 
     Returns:
@@ -104,6 +107,7 @@ def audit(
         *found,
         *fitted.recorded_after(features, recorded_after),
         *chance.single_features(table, split.train, known),
+        *chance.times(table, split.train, time, known),
         *chance.order_and_ids(table, split, patients),
         *_shuffle(table, split, preprocessing, drawn, patients, copies, x, seed),
     ]
@@ -119,6 +123,7 @@ def after_setup(
     sampler_rows: ArrayLike | None = None,
     x: NDArray[np.float32] | None = None,
     without: Sequence[str] = (),
+    time: ArrayLike | None = None,
 ) -> list[Finding]:
     """Audit what a DataModule has set up: leaks go to the log, and to the ledger of a run.
 
@@ -135,6 +140,7 @@ def after_setup(
         sampler_rows: As for :func:`audit`.
         x: The table as the net sees it.
         without: As for :func:`audit`.
+        time: As for :func:`audit`.
 
     Returns:
         The findings, as :func:`audit` does.
@@ -150,6 +156,7 @@ def after_setup(
             known=known,
             x=x,
             without=without,
+            time=time,
         )
     else:
         drawn = _require_consistent(table, split, preprocessing, sampler_rows)
@@ -158,6 +165,7 @@ def after_setup(
             [
                 *fitted.fitted(table, split, preprocessing, {}),
                 *fitted.sampler(split, drawn),
+                *chance.times(table, split.train, time, known),
                 *audit(small, part, None, recorded_after=after, known=known, without=without),
             ]
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medkit.data.leakage.findings import ALPHA, Finding, two_sided
 from medkit.data.splits import Split
@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 TOO_GOOD = 0.99  # AUROC of one column
 NOTABLE = 0.6  # AUROC of the order or the id, within sites
 FOLLOWS = 0.95  # rank correlation from which a column is the order in disguise
+_EVENTS = 30  # fewer may follow a column by chance
 _NUMBER = re.compile(r"\d+(?=\D*$)")  # the last number in an id
 _PREFIXES = 10  # beginnings of ids, such as CASE and CTRL; with more they are no groups
 
@@ -98,6 +99,35 @@ def single_features(table: Table, rows: Rows, known: Sequence[str]) -> list[Find
             "Is it written down after the outcome, or made from it? Then leave it out: "
             f"ignore={columns}. If it is known when the prediction is made, say so: "
             "`recorded: before` in the contract (known= of audit).",
+        )
+    ]
+
+
+def times(table: Table, rows: Rows, time: ArrayLike | None, known: Sequence[str]) -> list[Finding]:
+    """One column that follows the time to the event, such as the time to another end of it.
+
+    Args:
+        table: The table; ``y`` is 1 where the event was seen.
+        rows: Training rows: held-out ones are not looked at.
+        time: Of the event or of the last look, ``(N,)``; None: rows are not followed.
+        known: Columns somebody has vouched for.
+    """
+    seen = rows[table.y[rows] == 1]
+    if time is None or len(seen) < _EVENTS:
+        return []
+    followers = _followers(table, seen, np.asarray(time, np.float64)[seen])
+    found = [name for name in followers if name not in known]
+    if not found:
+        return []
+    return [
+        Finding(
+            "leak",
+            "single feature",
+            f"{', '.join(map(repr, found[:5]))} follows the time to the event in the training rows "
+            f"(rank correlation at least {FOLLOWS}).",
+            {"columns": found, "events": len(seen)},
+            f"Is it another time of the same follow-up? Then leave it out: ignore={found}. If it "
+            "is known when the prediction is made, say so: `recorded: before` in the contract.",
         )
     ]
 

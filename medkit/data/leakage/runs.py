@@ -165,6 +165,7 @@ def _audit_stage(
         recorded_after=after,
         known=known,
         without=dm.not_audited,
+        time=dm.times,
     )
     found.checked.append(
         f"stage {stored.stage}: {path.name}, {len(table.y)} rows, its split and transformers"
@@ -185,7 +186,13 @@ def _predictions(folder: RunFolder, tables: list[tuple[Table, Split]], found: Ru
     import pandas as pd
 
     files = sorted((folder.path / "predictions").glob("*.parquet"))
-    rows = {path.stem: pd.read_parquet(path, columns=["row"])["row"].tolist() for path in files}
+    rows = {}
+    for path in files:
+        try:
+            rows[path.stem] = pd.read_parquet(path, columns=["row"])["row"].tolist()
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's too: torn, or another's file
+            reason = " ".join(str(error).split())[:120]
+            found.unchecked.append(f"predictions/{path.name} can't be read ({reason})")
     part_of = _pseudonyms(tables)
     for name, there in rows.items():
         stage = next((p for p in PARTS if name == p or name.startswith((f"{p}_", f"{p}-"))), "")
