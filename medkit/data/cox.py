@@ -36,7 +36,13 @@ class CoxBaseline:
 
     def risk(self, x: ArrayLike) -> Floats:
         """Return log relative hazards, ``(B, F)`` to ``(B,)``; higher dies earlier."""
-        return np.asarray(x, np.float64) @ self.coef
+        rows = np.asarray(x, np.float64)
+        if rows.ndim != 2 or rows.shape[1] != len(self.coef):
+            raise ValueError(
+                f"x must have the {len(self.coef)} columns that the model was fitted on, (B, F); "
+                f"got shape {rows.shape}. Pass dm.rows(part).x, or dm.apply(table).x."
+            )
+        return rows @ self.coef
 
     def survival(self, x: ArrayLike, horizon: float) -> Floats:
         """Return P(no event until ``horizon``) of each row, ``(B, F)`` to ``(B,)``."""
@@ -117,13 +123,14 @@ class PartialLikelihood:
     """Cox's partial likelihood of a table, ties after Efron (1977), as a function of ``coef``."""
 
     def __init__(self, x: ArrayLike, time: Floats, event: Floats) -> None:
-        order = np.argsort(time, kind="stable")
-        self.x = np.asarray(x, np.float64)[order]
-        if self.x.ndim != 2 or len(self.x) != len(time) or not np.isfinite(self.x).all():
+        rows, n = np.asarray(x, np.float64), len(time)
+        if rows.ndim != 2 or len(rows) != n or rows.size == 0 or not np.isfinite(rows).all():
             raise ValueError(
-                f"x must be a finite table with a row per time; got shape {self.x.shape} for "
-                f"{len(time)} times. Fill gaps first: dm.rows('train').x has none."
+                "x must be a finite table of one column at least and a row per time; got shape "
+                f"{rows.shape} for {n} times. Fill gaps first: dm.rows('train').x has none."
             )
+        order = np.argsort(time, kind="stable")
+        self.x = rows[order]
         self.event = event[order] > 0
         at = time[order]
         self.first = np.searchsorted(at, at)  # of those with the same time
@@ -183,7 +190,15 @@ def choose_l2(
 
     Returns:
         The best of ``l2s``, and the score per event of each (higher is better).
+
+    Raises:
+        ValueError: When there is nothing to choose from or by.
     """
+    if repeats < 1 or len(l2s) == 0:
+        raise ValueError(
+            "a penalty is chosen among one at least, by one round of folds at least; got "
+            f"l2s={list(l2s)} and repeats={repeats}. Leave both at their defaults."
+        )
     times, events = require_follow_up(time, event, part="training")
     rows = np.asarray(x, np.float64)
     every = PartialLikelihood(rows, times, events)

@@ -50,6 +50,11 @@ def best_possible(
         draw: Encounters drawn. The standard error of AUROC is about 0.003 at 20,000.
     """
     shares = dict(STAYS if stays is None else stays)
+    if not shares or not all(share > 0 for share in shares.values()) or draw < 1:
+        raise ValueError(
+            "stays must give a positive share for one site at least, and draw be 1 or more; got "
+            f"{shares} and {draw}. stays={{'C': 1}} is hospital C alone."
+        )
     whole = sum(shares.values())
     counts = {site: max(1, round(draw * share / whole)) for site, share in shares.items()}
     return best_of(make_hospitals(seed=seed, stays=counts, family=family).prob)

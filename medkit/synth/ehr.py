@@ -112,10 +112,11 @@ def make_hospitals(
             "'additive' is the one where a linear model does well."
         )
     stays = dict(STAYS if stays is None else stays)
-    if not set(stays) <= set(STAYS) or not all(n > 0 for n in stays.values()):
+    whole = all(n > 0 and n == int(n) for n in stays.values())
+    if not stays or not set(stays) <= set(STAYS) or not whole:
         raise ValueError(
-            f"stays must give a positive number for some of the sites A, B and C, got {stays}. "
-            "Other hospitals are not described in medkit.synth.ehr."
+            "stays must give a positive whole number for some of the sites A, B and C, got "
+            f"{stays}. Other hospitals are not described in medkit.synth.ehr."
         )
     site = np.repeat(np.array(list(stays)), list(stays.values()))
     again = uniforms(seed, "again", shape=site.shape) < hospitals.AGAIN

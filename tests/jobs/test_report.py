@@ -120,7 +120,7 @@ def test_what_broke_the_contract_is_a_table_of_columns_and_sites(run: RunFolder)
     ]
     places = [said.index(row) for row in rows]
     assert places == sorted(places)
-    assert "As the data contract says: 40 cells in 1 columns" in said
+    assert "As the data contract says: 40 cells in 1 column (codes" in said
     assert "urea A coded as missing (0) 40 set missing" in said
 
 

@@ -215,7 +215,13 @@ def _coded(column: pa.ChunkedArray, role: str, file: Path) -> tuple[list[Any], N
     if pa.types.is_dictionary(values.type):  # of the whole file, perhaps: only those here count
         values = values.dictionary_decode()
     values = values.dictionary_encode()
-    return values.dictionary.to_pylist(), values.indices.to_numpy().astype(np.int64)
+    different = values.dictionary.to_pylist()
+    if any(isinstance(one, str) and not one.strip() for one in different):
+        raise ValueError(
+            f"{file}: {role} must be filled in each row, and in some it is spaces alone. An event "
+            "that is nobody's, or is nothing, can't be counted: fill it in, or leave those out."
+        )
+    return different, values.indices.to_numpy().astype(np.int64)
 
 
 def _microseconds(
@@ -256,7 +262,9 @@ def _from_texts(different: list[str], file: Path) -> tuple[NDArray[np.int64], bo
         ], False
     dates = pd.to_datetime(pd.Series(different, dtype=object), errors="coerce", format="ISO8601")
     if dates.isna().any():
-        strange = different[int(np.argmax(dates.isna()))]
+        # of texts in two ways the rarer is the odd one: not the first date among HH:MM
+        ways = [[match is None for match in clock], hours.isna().tolist(), dates.isna().tolist()]
+        strange = different[min(ways, key=sum).index(True)]
         raise ValueError(
             f"{file}: times must be ISO 8601 (2026-11-21 08:30:00), HH:MM since the start, or "
             f"hours; found {strange!r}. Write all of them in one of these ways."

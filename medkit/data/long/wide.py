@@ -145,10 +145,15 @@ def _require_settings(
     time_limit: float | None,
 ) -> None:
     strange = [name for name in aggregates if name not in AGGREGATES]
-    if strange or len(set(aggregates)) < len(aggregates):
+    if not aggregates or strange or len(set(aggregates)) < len(aggregates):
         raise ValueError(
             f"aggregates must be different ones of {list(AGGREGATES)}, got {list(aggregates)}. "
             "Others can be had from the long table by pandas."
+        )
+    if codes is not None and len(codes) == 0:
+        raise ValueError(
+            "codes must name one code at least, or be None for all there are; got none. "
+            "A column is made of each."
         )
     for what, given in (("codes", codes or ()), ("static", static)):
         if isinstance(given, str) or len(set(given)) < len(given):
@@ -156,8 +161,9 @@ def _require_settings(
                 f"{what} must be a list that names each code once, got {given!r}. "
                 "A column is made of each."
             )
-    if time_limit is not None and not time_limit >= 0:
+    hours: Any = time_limit
+    if hours is not None and not (isinstance(hours, int | float) and hours >= 0):
         raise ValueError(
-            f"time_limit must be hours after the start, or None for all events, got {time_limit}. "
+            f"time_limit must be hours after the start, or None for all events, got {hours!r}. "
             "48 is the first two days."
         )

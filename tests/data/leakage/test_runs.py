@@ -226,3 +226,13 @@ def test_a_run_on_follow_up_is_audited_too(folder: RunFolder, quiet: dict[str, A
     found = audit_run(folder.path)
     assert found.checked == ["stage fit: patients.csv, 1200 rows, its split and transformers"]
     assert alarms(found.findings) == []
+
+
+def test_predictions_that_can_not_be_read_do_not_end_an_audit(folder: RunFolder) -> None:
+    (folder.subfolder("predictions") / "test.parquet").write_bytes(b"torn")
+    pd.DataFrame({"score": [0.5]}).to_parquet(folder.path / "predictions" / "val.parquet")
+    said = [line for line in audit_run(folder.path).unchecked if "can't be read" in line]
+    assert [line.split()[0] for line in said] == [
+        "predictions/test.parquet",
+        "predictions/val.parquet",
+    ]
