@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medkit.data import splits
 from medkit.data.batches import Batch
 from medkit.data.contract.schema import Contract
-from medkit.data.linear import LogisticBaseline, fit_logistic
+from medkit.data.linear import CHOSEN, LogisticBaseline, fit_logistic
 from medkit.data.split_plan import SplitPlan
 from medkit.data.splits import Split
 from medkit.data.table_loader import TableLoader
@@ -65,7 +65,8 @@ class EHRDataModule(TableDataModule):
         draws: "shuffled": each row once an epoch. "balanced": both classes equally often, with
             replacement, which doubles the spread over seeds and shifts every probability: pass
             ``logit_shift=dm.logit_shift`` to the model to put the prior back.
-        baseline_c: Inverse strength of the baseline's penalty; None: no baseline.
+        baseline_c: Inverse strength of the baseline's penalty; "chosen": the one that would do
+            best on training rows left out; None: no baseline.
         batch_size: Encounters a batch.
         num_workers: Has no effect: rows in memory leave nothing to do for worker processes.
     """
@@ -94,7 +95,7 @@ class EHRDataModule(TableDataModule):
         clip: float | None = 4.0,
         indicators: bool = True,
         draws: str = "shuffled",
-        baseline_c: float | None = 0.1,
+        baseline_c: float | str | None = CHOSEN,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
@@ -146,7 +147,7 @@ class EHRDataModule(TableDataModule):
         Raises:
             RuntimeError: Where there is none.
         """
-        return self._known_baseline("baseline_c", 0.1)
+        return self._known_baseline("baseline_c", CHOSEN)
 
     @property
     def logit_shift(self) -> float:

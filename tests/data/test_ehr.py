@@ -284,7 +284,7 @@ def test_digests_say_who_is_in_each_part_and_are_in_the_checkpoint(checkpoint: P
 def test_the_baseline_is_logistic_regression_on_the_training_rows() -> None:
     dm = make()
     train = dm.rows("train")
-    assert dm.baseline == fit_logistic(train.x, train.y, c=0.1)
+    assert dm.baseline == fit_logistic(train.x, train.y)
 
 
 def test_a_loaded_baseline_is_not_fitted_again(checkpoint: Path) -> None:
