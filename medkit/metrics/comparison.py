@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import erfc, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtr, stdtrit
 
-from medkit.metrics.checks import Codes, both_classes, codes, labels_and_scores
+from medkit.metrics.checks import Codes
 from medkit.metrics.intervals import two_sided
-from medkit.metrics.ranking import placement_variance, placements
+from medkit.metrics.two_level import Placed
 from medkit.record.results import Metric
 
 
@@ -37,16 +35,17 @@ def auroc_difference(
         level: Nominal coverage.
         groups: Patient of each row, ``(N,)``.
     """
-    value, variance, n, owner = _paired(y, [a], [b], groups)
+    first, second = Placed.of(y, [a], groups), Placed.of(y, [b], groups)
+    found, n, owner = first.one_run(0, second, 0), len(first.labels), first.owner
+    value, variance = found.value, found.over_patients
     how = how_made("AUROC difference", "paired DeLong", owner, "plain")
     if np.isnan(variance):
         return Metric(value, n=n, method="AUROC difference; no interval: one row in a class")
     if variance <= 0:  # the two rank every pair alike, on these rows and on any resample of them
         return Metric(value, value, value, level, n, method=f"{how}; no pair ranked otherwise")
-    half = two_sided(level) * sqrt(variance)
-    p = erfc(abs(value) / sqrt(2 * variance))
+    half = two_sided(level) * found.se
     low, high = max(-1.0, value - half), min(1.0, value + half)
-    return Metric(value, low, high, level, n, method=f"{how}, p = {p:.3g}")
+    return Metric(value, low, high, level, n, method=f"{how}, p = {found.p:.3g}")
 
 
 def auroc_difference_over_seeds(
@@ -78,39 +77,17 @@ def auroc_difference_over_seeds(
             f"a and b must hold one score vector per seed, at least 2 each; got {len(a)} and "
             f"{len(b)}. For one training each use auroc_difference."
         )
-    two_sided(level)
-    each = [_paired(y, [one], [other], groups)[0] for one, other in zip(a, b, strict=True)]
-    value, over_patients, n, owner = _paired(y, a, b, groups)
-    over_seeds = float(np.var(each, ddof=1)) / len(each)
-    both = over_seeds + over_patients
-    how = how_made("AUROC difference", f"{len(each)} seeds and DeLong", owner, "t")
-    if not both > 0:
+    first, second = Placed.of(y, a, groups), Placed.of(y, b, groups)
+    found, n, owner = first.minus(second, paired=True), len(first.labels), first.owner
+    value, (low, high) = found.value, found.limits(level)
+    how = how_made("AUROC difference", f"{len(a)} seeds and DeLong", owner, "t")
+    if not found.se > 0:
         return Metric(value, value, value, level, n, method=f"{how}; no pair ranked otherwise")
-    # the normal's where the seeds agree
-    freedom = min(1e9, both**2 * (len(each) - 1) / over_seeds**2) if over_seeds > 0 else 1e9
-    half = float(stdtrit(freedom, 0.5 + level / 2)) * sqrt(both)
-    p = 2 * float(stdtr(freedom, -abs(value) / sqrt(both)))
-    low, high = max(-1.0, value - half), min(1.0, value + half)
-    return Metric(value, low, high, level, n, method=f"{how}, p = {p:.3g}")
+    low, high = max(-1.0, low), min(1.0, high)
+    return Metric(value, low, high, level, n, method=f"{how}, p = {found.p:.3g}")
 
 
 def how_made(what: str, variance: str, owner: Codes | None, scale: str) -> str:
     """Return the method of a Metric, such as "AUROC, DeLong over 80 patients, logit"."""
     over = "" if owner is None else f" over {int(owner.max()) + 1} patients"
     return f"{what}, {variance}{over}" + ("" if scale == "bootstrap" else f", {scale}")
-
-
-def _paired(
-    y: ArrayLike, a: Sequence[ArrayLike], b: Sequence[ArrayLike], groups: ArrayLike | None
-) -> tuple[float, float, int, Codes | None]:
-    """Return the difference of mean AUROC, its variance over patients, rows and patients."""
-    labels, above, below = np.empty(0), np.zeros(1), np.zeros(1)
-    for sign, scores in ((1, a), (-1, b)):
-        for score in scores:
-            labels, one = labels_and_scores(y, score)
-            both_classes(labels, "AUROC")
-            up, down = placements(labels, one)
-            above, below = above + sign * up / len(a), below + sign * down / len(a)
-    owner = None if groups is None else codes(groups, len(labels), "groups")
-    variance = placement_variance(labels, above, below, owner)
-    return float(above.mean()), variance, len(labels), owner
