@@ -26,8 +26,12 @@ from medkit.models.saved import SavedClassifier, SavedCox, load
 from medkit.record.folder import RunFolder
 from medkit.record.results import METRICS_NAME, Metric, read_metrics
 
-ROWS = 65_536  # at a time
+ROWS = 16_384  # at a time: a net's inner layers are wider than its rows
 _SHOWN = 12  # reasons on the terminal
+_RIVALS = {
+    SavedClassifier: ("/auroc_minus_logistic", "logistic regression", "prob_logistic"),
+    SavedCox: ("/c_index_minus_cox", "penalised Cox regression", "risk_cox"),
+}
 
 
 class OutsideError(ValueError):
@@ -89,7 +93,8 @@ def predict(
 
     The columns written: those of patient and site, as they are in the table; ``row`` (1 is the
     first below the header); ``prob``, ``prob_logistic`` and ``spread`` (standard deviation over
-    members), or ``risk`` (log relative hazard), ``spread`` and ``survival_<horizon>``;
+    members), or ``risk`` (log relative hazard), ``risk_cox``, ``spread`` (of the risk) and
+    ``survival_<horizon>``;
     ``positive`` (1 from the run's threshold on, where its metrics.json has one); ``outside`` (why
     the row is outside of what was trained on; empty where it is not).
 
@@ -268,16 +273,13 @@ def _notes(
         yield f"no value{where} in {', '.join(names)}: the medians of training stand there"
     if threshold is not None:
         yield f"positive: from {threshold:.3g} on, the threshold of the run's metrics.json"
-    rival = [
-        name
-        for name, m in _metrics(folder).items()
-        if name.endswith("auroc_minus_logistic") and m.low is not None and m.low <= 0
-    ]
-    if rival and isinstance(model, SavedClassifier):
-        yield (
-            f"the run has not shown its net to rank better than logistic regression ({rival[0]}): "
-            "use prob_logistic"
-        )
+    metric, rival, column = _RIVALS[type(model)]
+    for name, found in _metrics(folder).items():
+        if name.endswith(metric) and found.low is not None and found.low <= 0:
+            yield (
+                f"the run has not shown its net to rank better than {rival} ({name}): use {column}"
+            )
+            break
 
 
 def predict_command(run_dir: str, table: str, *, out: str | None, **options: Any) -> int:

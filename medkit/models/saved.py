@@ -73,14 +73,19 @@ class SavedCox:
         return self.members[0][0]
 
     def score(self, table: Table) -> Columns:
-        """Return ``risk``, ``spread`` (of the risk) and ``survival_<horizon>`` of each row."""
-        eta, alive = [], []
+        """Return ``risk``, ``risk_cox``, ``spread`` and ``survival_<horizon>`` of each row."""
+        eta, cox, alive = [], [], []
         for dm, model in self.members:
             x = _batch(dm, table).x
+            if dm.state_dict().get("baseline") is not None:
+                cox.append(dm.baseline.risk(x))
             with torch.no_grad():
                 eta.append(model(x).double().numpy())
             alive.append([model.survival(x, horizon).double().numpy() for horizon in self.horizons])
-        found = {"risk": np.mean(eta, axis=0), "spread": np.std(eta, axis=0)}
+        found = {"risk": np.mean(eta, axis=0)}
+        if len(cox) == len(eta):
+            found["risk_cox"] = np.mean(cox, axis=0)
+        found["spread"] = np.std(eta, axis=0)
         mean = np.mean(alive, axis=0)
         return found | {f"survival_{h:g}": mean[i] for i, h in enumerate(self.horizons)}
 

@@ -24,7 +24,7 @@ from medkit.models.survival import LitCox
 from medkit.models.tabular import warm_classifier
 from medkit.record.checkpoints import commit
 from medkit.record.folder import RunFolder
-from medkit.record.results import write_metrics
+from medkit.record.results import Metric, write_metrics
 from medkit.synth.ehr import MISSING_CODES
 from medkit.trainer import stable_trainer, start_run
 
@@ -389,10 +389,10 @@ def test_the_runs_threshold_makes_a_column(bare: Path, medkit: Medkit) -> None:
 
 
 def test_a_run_that_says_use_logistic_regression_says_so_again(bare: Path, medkit: Medkit) -> None:
-    from medkit.record.results import Metric
-
-    write_metrics(bare / "metrics.json", {"test/auroc_minus_logistic": Metric(0.01, -0.01, 0.03)})
-    assert "use prob_logistic" in medkit(bare, arrivals())[1]
+    for low, said in ((-0.01, True), (0.001, False)):
+        better = {"test/auroc_minus_logistic": Metric(0.01, low, 0.03)}
+        write_metrics(bare / "metrics.json", better)
+        assert ("use prob_logistic" in medkit(bare, arrivals(), "--force")[1]) == said
 
 
 def test_of_several_stages_one_must_be_named(bare: Path, medkit: Medkit) -> None:
@@ -494,6 +494,7 @@ def test_patients_get_a_risk_and_survival_at_horizons(followed: Path, medkit: Me
     np.testing.assert_allclose(found["risk"], np.mean(eta, axis=0), atol=1e-6)
     np.testing.assert_allclose(found["spread"], np.std(eta, axis=0), atol=1e-6)
     np.testing.assert_allclose(found["survival_1000"], np.mean(alive, axis=0), atol=1e-6)
+    np.testing.assert_allclose(found["risk_cox"], dm.baseline.risk(x), atol=1e-6)
     assert (found["survival_365"] >= found["survival_1000"]).all()
 
 
