@@ -514,3 +514,34 @@ def test_a_horizon_is_none_of_a_classifiers(bare: Path, medkit: Medkit) -> None:
     code, said = medkit(bare, arrivals(), "--horizon", "30")
     assert code == 2
     assert "is a classifier without times" in said
+
+
+@pytest.mark.slow
+def test_notebook_01_predicts_new_rows_as_it_did_itself_and_sees_broken_units(
+    tmp_path: Path, medkit: Medkit
+) -> None:
+    notebook = SAMPLES.parent / "notebooks" / "01_first_training.ipynb"
+    words = ["run", str(notebook), "-p", "quick", "true", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    frame = pd.read_csv(ENCOUNTERS)
+    there = frame[frame["site"] == "C"].drop(columns="died")
+    medkit(tmp_path / "run", there)
+    as_written = written()["outside"]
+    assert as_written.str.contains("creatinine of the whole site far above training").all()
+    medkit(tmp_path / "run", there.assign(creatinine=there["creatinine"] * 0.01131), "--force")
+    found = written()
+    assert not found["outside"].str.contains("creatinine").any()
+    recorded = pd.read_parquet(tmp_path / "run" / "predictions" / "test_site_c.parquet")
+    np.testing.assert_allclose(found["prob"], recorded["score"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_notebook_14_predicts_survival_as_the_mean_of_its_seeds(
+    tmp_path: Path, medkit: Medkit
+) -> None:
+    notebook = SAMPLES.parent / "notebooks" / "14_survival_between_hospitals.ipynb"
+    words = ["run", str(notebook), "-p", "quick", "true", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 0
+    said = medkit(tmp_path / "run", pd.read_csv(PATIENTS, dtype=str))[1]
+    assert "scored by seed0, seed1, seed2" in said
+    assert written()["survival_1095"].between(0, 1).all()
