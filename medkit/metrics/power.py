@@ -27,9 +27,6 @@ def smallest_gain(found: TwoLevel, *, power: float = USUAL) -> float:
 def seeds_needed(found: TwoLevel, gain: float, seeds: int, *, power: float = USUAL) -> int | None:
     """Return how many seeds each recipe needs on these patients; None where 1,000 don't suffice.
 
-    The variance over patients is taken to stay as it is, though what is left of the seeds in it
-    (how each training ranks these patients) would shrink: so it is rather too many.
-
     Args:
         found: The variances, from ``seeds`` trainings.
         gain: The true difference to be found.

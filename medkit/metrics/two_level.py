@@ -9,7 +9,7 @@ are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -34,12 +34,16 @@ class TwoLevel:
         over_seeds: Its variance over other trainings.
         over_patients: Its variance over other patients; NaN where it can't be had.
         seed_freedom: Degrees of freedom of ``over_seeds``.
+        both_ways: The part of either variance that more seeds *and* more patients take away: that
+            each training ranks these patients in its own way (:meth:`Placed.both_ways`). The test
+            counts it twice, so that it errs on the safe side; the power does not.
     """
 
     value: float
     over_seeds: float
     over_patients: float
     seed_freedom: float
+    both_ways: float = 0.0
 
     @property
     def se(self) -> float:
@@ -79,12 +83,24 @@ class TwoLevel:
 
     def with_seeds(self, now: int, then: int) -> TwoLevel:
         """Return what is to be expected of ``then`` trainings a recipe, where there are ``now``."""
-        freedom = self.seed_freedom * (then - 1) / (now - 1)
-        return replace(self, over_seeds=self.over_seeds * now / then, seed_freedom=freedom)
+        times = then / now
+        return TwoLevel(
+            self.value,
+            self.over_seeds / times,
+            max(0.0, self.over_patients - self.both_ways * (1 - 1 / times)),
+            self.seed_freedom * (then - 1) / (now - 1),
+            self.both_ways / times,
+        )
 
     def with_patients(self, times: float) -> TwoLevel:
         """Return what is to be expected of so many times the patients, such as these."""
-        return replace(self, over_patients=self.over_patients / times)
+        return TwoLevel(
+            self.value,
+            max(0.0, self.over_seeds - self.both_ways * (1 - 1 / times)),
+            self.over_patients / times,
+            self.seed_freedom,
+            self.both_ways / times,
+        )
 
 
 def over_seeds(a: ArrayLike, b: ArrayLike, *, paired: bool) -> tuple[float, float, float]:
@@ -169,6 +185,23 @@ class Placed:
         one, two = self.of_seeds([mine]), other.of_seeds([its])
         value = float(one.auroc[0] - two.auroc[0])
         return TwoLevel(value, 0.0, one._variance_of_mean(two), _KNOWN)
+
+    def both_ways(self, other: Placed, *, paired: bool) -> float:
+        """Return the variance over patients of what sets each training apart, in the mean of all.
+
+        For :attr:`TwoLevel.both_ways`.
+        """
+        sides = [(self.above, self.below), (other.above, other.below)]
+        if paired:
+            sides = [(self.above - other.above, self.below - other.below)]
+        total = 0.0
+        for above, below in sides:
+            seeds = len(above)
+            if seeds > 1:
+                rests = zip(above - above.mean(axis=0), below - below.mean(axis=0), strict=True)
+                each = [placement_variance(self.labels, *rest, self.owner) for rest in rests]
+                total += max(0.0, float(np.mean(each))) / (seeds - 1)
+        return total
 
     def _variance_of_mean(self, other: Placed) -> float:
         above = self.above.mean(axis=0) - other.above.mean(axis=0)

@@ -177,6 +177,32 @@ def test_seeds_and_patients_needed_are_the_fewest_with_that_power() -> None:
     assert wide.with_patients(patients / 600).power(0.01) == pytest.approx(0.8, abs=0.002)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_is_expected_of_more_seeds_or_patients_is_what_they_show(paired: bool) -> None:
+    draw = np.random.default_rng(6)
+
+    def variances(n: int, seeds: int) -> Floats:
+        y = (draw.random(n) < 0.3).astype(float)
+        shared = y + draw.normal(size=n)
+        slopes = 1 + 0.6 * draw.normal(size=(2, seeds, 1))  # some trainings are better
+        a, b = slopes * shared + 2 * draw.normal(size=(2, seeds, n))
+        first, second = Placed.of(y, a), Placed.of(y, b)
+        found = first.minus(second, paired=paired)
+        found = TwoLevel(
+            *(found.value, found.over_seeds, found.over_patients, found.seed_freedom),
+            first.both_ways(second, paired=paired),
+        )
+        times = found.with_seeds(seeds, 5), found.with_patients(1000 / n)
+        return np.array([(one.over_seeds, one.over_patients) for one in (found, *times)])
+
+    small, few, large = (
+        np.mean([variances(*size) for _ in range(80)], axis=0)
+        for size in ((100, 20), (100, 5), (1000, 20))
+    )
+    np.testing.assert_allclose(small[1], few[0], rtol=0.2)
+    np.testing.assert_allclose(small[2], large[0], rtol=0.2)
+
+
 def test_no_number_of_seeds_makes_up_for_too_few_patients() -> None:
     assert power.seeds_needed(TwoLevel(0.0, 1e-5, 1e-4, 4), 0.01, 5) is None
     assert power.patients_needed(TwoLevel(0.0, 1e-4, 1e-5, 4), 0.01, 600) is None
