@@ -301,10 +301,33 @@ def test_no_plain_resume_is_equal_and_each_keyed_one_is(quick_run: Callable[[str
     assert metrics["resume/plain/equal"].value == 0
 
 
+@pytest.mark.slow
+def test_missing_and_rare_has_each_number_inside_and_outside_beside_the_best_possible(
+    quick_run: Callable[[str], Job],
+) -> None:
+    job = quick_run("02_missing_and_rare")
+    metrics = read_metrics(job.run_dir / "metrics.json")
+    for way in ("best", "missing/zeros", "units/as_written", "rare/balanced_draws"):
+        for side, rows in (("inside", 1400), ("outside", 600)):
+            for name in ("auroc", "brier", "calibration_slope", "calibration_intercept"):
+                metric = metrics[f"{way}/{side}/{name}"]
+                assert metric.low < metric.value < metric.high
+                assert metric.n == rows
+    gain = metrics["test/site_c/auroc_minus_logistic"]
+    assert gain.low <= 0
+    assert [out.text for out in job.outputs if "use logistic regression" in out.get("text", "")]
+    ledger = (job.run_dir / "ledger.jsonl").read_text()
+    assert "creatinine at C" in ledger
+
+
 HEART = {
     "01_first_training": {
         "target_above": "0", "patient": "", "test_site": "va", "codes": "", "zero_codes": "chol",
         "factors": "{}",
+    },
+    "02_missing_and_rare": {
+        "target_above": "0", "patient": "", "test_site": "*", "contract_path": "",
+        "truth_path": "",
     },
     "03_kill_and_resume": {},
 }  # fmt: skip
@@ -325,6 +348,16 @@ def test_real_hospitals_go_through_the_same_notebook(
         metrics = read_metrics(job.run_dir / "metrics.json")
         assert metrics["test/site_va/auroc"].value > 0.6
         assert metrics["test/site_va/auroc"].n == 200
+    if stem.startswith("02"):
+        metrics = read_metrics(job.run_dir / "metrics.json")
+        rows = {"cleveland": 303, "hungarian": 294, "switzerland": 123, "va": 200}
+        for site, n in rows.items():
+            for rival in ("logistic", "boosting"):
+                assert metrics[f"test/site_{site}/auroc_minus_{rival}"].n == n
+            table = pd.read_parquet(job.run_dir / "predictions" / f"test_site_{site}.parquet")
+            assert set(table.site) == {site}
+        assert metrics["test/auroc_minus_logistic"].n == 920
+        assert not any(name.startswith("best/") for name in metrics)
 
 
 def kill_kernel_of(launcher: subprocess.Popen[str]) -> None:
