@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medkit.data import columns
 from medkit.data.contract import repair
+from medkit.data.contract.agreement import agreed_features
 from medkit.data.contract.breaches import Broken
 from medkit.data.contract.cells import Code, as_list
 from medkit.data.contract.schema import Contract
@@ -138,7 +139,7 @@ def read_table(
     require_columns(frame, _needed(spec, features, contract, coded), where)
     broken: tuple[Broken, ...] = ()
     if contract is not None:
-        features = _agreed(contract, spec, features, where)
+        features = agreed_features(contract, spec, features, where)
         values, broken = _repaired(contract, frame, features, spec.ignore, new=new)
     else:
         if features is None:
@@ -184,40 +185,6 @@ def _needed(
     if contract is not None:  # which checks its own columns
         return spec.named if features is None else ()
     return features or [*spec.named, *spec.ignore, *coded]
-
-
-def _agreed(
-    contract: Contract, spec: TableSpec, features: Sequence[str] | None, where: str
-) -> list[str]:
-    """Check that contract and spec say the same; return the features."""
-    named = {"target": spec.target, "patient": spec.patient, "site": spec.site, "split": spec.split}
-    for role, name in {**named, "target_above": spec.target_above}.items():
-        if name != getattr(contract, role):
-            raise ValueError(
-                f"{where}: contract and arguments must name the same {role}; the contract says "
-                f"{getattr(contract, role)!r}, the arguments {name!r}. Correct one of the two."
-            )
-    if spec.missing_codes:
-        raise ValueError(
-            f"{where}: with a contract the codes that mean missing stand in it alone; "
-            f"missing_codes={dict(spec.missing_codes)} was given too. Move them there: missing, or "
-            "missing_at for one site."
-        )
-    offered = [name for name in contract.features if name not in spec.ignore]
-    for name in features or ():
-        if name in offered:
-            continue
-        rule = contract.columns.get(name)
-        why = "is not in the contract"
-        if rule is not None and rule.recorded == "after":
-            why = "was recorded after the outcome, says the contract"
-        elif rule is not None:
-            why = f"is of kind {rule.kind!r} there"
-        raise ValueError(
-            f"{where}: a feature must be one that the contract offers, and {name!r} {why}. "
-            f"It offers {offered}."
-        )
-    return offered if features is None else list(features)
 
 
 def _repaired(

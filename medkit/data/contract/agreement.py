@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from medkit.data.contract.breaches import Broken
 if TYPE_CHECKING:
     from medkit.data.contract.repair import Cells
     from medkit.data.contract.schema import Column, Contract
+    from medkit.data.tables import TableSpec
 
 ENOUGH = 10  # cells; fewer say nothing about a whole site
 
@@ -65,6 +67,44 @@ def require_same_contract(digest: str, contract: Contract | None) -> None:
             f"{digest[:12] or 'none'}, this one's {now[:12] or 'none'}. Take that contract (it is "
             "in the checkpoint's hyper_parameters), or begin a new run."
         )
+
+
+def agreed_features(
+    contract: Contract, spec: TableSpec, features: Sequence[str] | None, where: str
+) -> list[str]:
+    """Return the features to read, once contract and arguments say the same.
+
+    Raises:
+        ValueError: For another role, codes beside the contract's, a feature it does not offer.
+    """
+    named = {"target": spec.target, "patient": spec.patient, "site": spec.site, "split": spec.split}
+    for role, name in {**named, "target_above": spec.target_above}.items():
+        if name != getattr(contract, role):
+            raise ValueError(
+                f"{where}: contract and arguments must name the same {role}; the contract says "
+                f"{getattr(contract, role)!r}, the arguments {name!r}. Correct one of the two."
+            )
+    if spec.missing_codes:
+        raise ValueError(
+            f"{where}: with a contract the codes that mean missing stand in it alone; "
+            f"missing_codes={dict(spec.missing_codes)} was given too. Move them there: missing, or "
+            "missing_at for one site."
+        )
+    offered = [name for name in contract.features if name not in spec.ignore]
+    for name in features or ():
+        if name in offered:
+            continue
+        rule = contract.columns.get(name)
+        why = "is not in the contract"
+        if rule is not None and rule.recorded == "after":
+            why = "was recorded after the outcome, says the contract"
+        elif rule is not None:
+            why = f"is of kind {rule.kind!r} there"
+        raise ValueError(
+            f"{where}: a feature must be one that the contract offers, and {name!r} {why}. "
+            f"It offers {offered}."
+        )
+    return offered if features is None else list(features)
 
 
 def require_agreement(contract: Contract, cells: Cells) -> None:
