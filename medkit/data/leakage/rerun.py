@@ -18,6 +18,7 @@ from medkit import keyed
 from medkit.data.leakage import split as leak_split
 from medkit.data.leakage.chance import ranked
 from medkit.data.leakage.findings import ALPHA, Finding
+from medkit.data.table_files import parquet_file
 from medkit.metrics.discrimination import auroc
 from medkit.record.folder import RunFolder
 
@@ -95,16 +96,24 @@ def shuffled_parameters(run_dir: str | Path, out: str | Path, *, seed: int = 0) 
         path = Path(str(value or "")).expanduser()
         if not path.is_absolute():
             path = Path(str(content.get("notebook") or "")).parent / path
-        if target and path.suffix.lower() in _TABLES and path.is_file():
+        if target and path.suffix.lower() in _TABLES and path.is_file() and target in _names(path):
             found = shuffled_table(path, out, target=target, patient=patient or None, seed=seed)
             changed[name] = str(found)
     if not changed:
         raise ValueError(
             "labels can be shuffled where a run has the parameters `target` and one that names its "
-            f"CSV or Parquet file; this one has {sorted(parameters)}, and no such file is there. "
+            f"CSV or Parquet file; this one has {sorted(parameters)}, and no such file with the "
+            "target in it is there. "
             "Write a table by shuffled_table(...) and run the notebook on it."
         )
     return parameters | changed
+
+
+def _names(path: Path) -> list[str]:
+    """Return the columns of a table, as :func:`shuffled_table` reads them."""
+    if path.suffix.lower() == ".csv":
+        return [str(name) for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+    return list(parquet_file(path).schema_arrow.names)
 
 
 def judge_shuffled(run_dir: str | Path) -> list[Finding]:

@@ -164,6 +164,7 @@ def test_a_run_is_run_again_on_a_shuffled_copy_of_its_table(
     folder: RunFolder, tmp_path: Path
 ) -> None:
     known = {"csv_path": str(ENCOUNTERS), "target": "died", "patient": "patient_id", "lr": 0.1}
+    known["truth_path"] = str(ENCOUNTERS.with_name("truth.csv"))  # without the labels: as it is
     folder.update(parameters=known)
     again = shuffled_parameters(folder.path, tmp_path)
     assert again == known | {"csv_path": str(tmp_path / "encounters.csv")}
