@@ -11,8 +11,8 @@ import pandas as pd
 from medkit.data.table_files import PARQUET, load_table, table_chunks
 
 NAMES: Mapping[str, Sequence[str]] = {
-    "patient": ("patient", "patient_id", "subject", "subject_id", "id"),
-    "row": ("row", "row_id", "encounter", "encounter_id", "stay_id"),
+    "patient": ("patient", "patient_id", "subject", "subject_id"),
+    "row": ("row", "row_id", "id", "encounter", "encounter_id", "stay_id"),
     "y": ("y", "y_true", "label", "target", "outcome"),
     "score": ("score", "y_score", "prob", "y_prob", "probability"),
     "seed": ("seed",),

@@ -93,7 +93,8 @@ def from_runs(path: Path, runs: Sequence[RunFolder], part: str | None) -> Predic
             f"{path} must hold the runs of one recipe; found those of {len(points)}: "
             f"{', '.join(points[:6])}. Name one of them: {path / points[0]}."
         )
-    notes, parts = [], []
+    notes: list[str] = []
+    parts, read = [], set()
     over = [run for run in runs if run.status == "done"]
     if len(over) < len(runs):
         states = sorted({run.status for run in runs} - {"done"})
@@ -103,6 +104,7 @@ def from_runs(path: Path, runs: Sequence[RunFolder], part: str | None) -> Predic
         )
     for run in over:
         file = _prediction_file(run.path, part)
+        read.add(file.stem)
         frame, _ = columns.read(file)
         _require(frame, {}, file)
         parts.append(Part(str(run.read().get("seed", "?")), frame, str(file)))
@@ -111,6 +113,8 @@ def from_runs(path: Path, runs: Sequence[RunFolder], part: str | None) -> Predic
             f"{path} must hold a run that is done; found {len(runs)}, none of them done. "
             "medkit runs lists them; medkit run --resume goes on with one."
         )
+    if part is None and read != {"test"}:
+        notes.append(f"of {path} the predictions named {', '.join(sorted(read))} were read")
     seeds = [one.seed for one in parts]
     if len(set(seeds)) < len(seeds):
         raise ValueError(
@@ -143,19 +147,18 @@ def require_same_rows(a: Predictions, b: Predictions) -> None:
 
 
 def _prediction_file(run: Path, part: str | None) -> Path:
-    found = (
-        {file.stem: file for file in tables_in(run / "predictions")}
-        if (run / "predictions").is_dir()
-        else {}
-    )
-    chosen = part or ("test" if "test" in found else next(iter(found), ""))
-    if chosen not in found or (part is None and chosen != "test" and len(found) > 1):
+    """Return the predictions named ``part``; without one "test", or what alone can be meant."""
+    folder = run / "predictions"
+    found = {file.stem: file for file in tables_in(folder)} if folder.is_dir() else {}
+    names = [part] if part else [name for name in found if name.startswith("test")] or list(found)
+    names = ["test"] if part is None and "test" in found else names
+    if len(names) != 1 or names[0] not in found:
         raise ValueError(
             f"{run} must hold predictions{f' named {part!r}' if part else ''} to compare; found "
             f"{sorted(found) or 'none'}. "
             + ("Name one with --part." if found else "Write them with run.predictions(...).")
         )
-    return found[chosen]
+    return found[names[0]]
 
 
 def _parts(path: Path, frame: pd.DataFrame, wide: dict[str, str]) -> list[Part]:
@@ -197,10 +200,10 @@ def _joined(name: str, parts: Sequence[Part], notes: tuple[str, ...]) -> Predict
                 "all seeds; patients that one seed lacks can't be compared."
             )
         try:
-            labels, score = labels_and_scores(rows["y"], rows["score"])
-        except (ValueError, TypeError) as error:
+            labels, score = labels_and_scores(_number(rows["y"]), _number(rows["score"]))
+        except ValueError as error:
             raise ValueError(f"{part.where}: {error}") from error
-        wrong = int((labels != first["y"].to_numpy(np.float64)).sum())
+        wrong = int((labels != _number(first["y"])).sum())
         if wrong:
             raise ValueError(
                 f"y must be the same for all seeds; {part.where} differs from {parts[0].where} in "
@@ -218,7 +221,7 @@ def _joined(name: str, parts: Sequence[Part], notes: tuple[str, ...]) -> Predict
         tuple(part.seed for part in parts),
         np.array(first.index, dtype=np.str_),
         first["patient"].to_numpy(np.str_),
-        first["y"].to_numpy(np.float64),
+        _number(first["y"]),
         np.array(scores),
         _sites(first),
         tuple(said),
@@ -252,6 +255,11 @@ def _sites(rows: pd.DataFrame) -> NDArray[np.str_] | None:
     if "site" not in rows or rows["site"].isna().any() or rows["site"].nunique() < 2:
         return None
     return rows["site"].astype(str).to_numpy(np.str_)
+
+
+def _number(column: Any) -> Floats:
+    """Return a column as numbers, NaN where there is none: such a place is complained of."""
+    return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
 
 
 def _numeric(seed: str) -> tuple[int, str]:

@@ -95,6 +95,7 @@ def test_rows_of_a_patient_are_matched_by_their_ids_or_said_to_be_by_their_order
         (lambda t: t.assign(label=t["y"]), r"one column for y, and \['y', 'label'\] could each"),
         (lambda t: t.iloc[1:], r"has 40, .* 39, and 39 are in both\. Score one test set"),
         (lambda t: pd.concat([t, t]).assign(row=1), r"each row once; 40 of 80 are there again"),
+        (lambda t: t.assign(y="yes"), r"seed 0: y must be 0 or 1 everywhere; found nan in 40"),
         (lambda t: t.assign(y=t["y"] * 2), r"y must be 0 or 1 everywhere; found 2"),
         (
             lambda t: t.assign(score=t["score"].where(t.index != 5)),
@@ -191,6 +192,19 @@ def test_runs_without_the_predictions_or_of_one_seed_are_refused(
     run(tmp_path / "dead/s0", one, seed=0, status="failed")
     with pytest.raises(ValueError, match=r"hold a run that is done; found 1, none of them done"):
         load(tmp_path / "dead")
+
+
+def test_the_predictions_of_the_only_test_part_are_read_and_named(
+    long: Frame, tmp_path: Path
+) -> None:
+    run(tmp_path / "s0", long[long["seed"] == 0], seed=0)
+    folder = tmp_path / "s0/predictions"
+    (folder / "test.parquet").rename(folder / "test_site_c.parquet")
+    (folder / "val.parquet").write_bytes(b"never read")
+    assert predictions(tmp_path / "s0").notes[0].endswith("named test_site_c were read")
+    (folder / "test_site_d.parquet").write_bytes(b"never read")
+    with pytest.raises(ValueError, match=r"found \['test_site_c', 'test_site_d', 'val'\]"):
+        load(tmp_path / "s0")
 
 
 @pytest.fixture
