@@ -24,7 +24,6 @@ warnings.filterwarnings("ignore")
 
 import numpy as np
 import pandas as pd
-import torch
 from hospital_tables import t_interval, table_of
 from report import Report
 from torch import Tensor, nn
@@ -41,7 +40,8 @@ from medkit.saliency.players import Players
 from medkit.saliency.randomisation import label_randomisation_test, randomisation_test
 from medkit.saliency.shapley import shapley_values
 from medkit.saliency.similarity import measures, stability
-from medkit.synth.ehr import features_of, make_hospitals, row_probability
+from medkit.saliency.truth import cell_shares, true_shares
+from medkit.synth.ehr import features_of, make_hospitals
 from medkit.trainer import keyed, stable_trainer, start_run
 
 FAMILIES = ("additive", "interacting")
@@ -171,42 +171,17 @@ def show_signed_input(
     return Attribution(players.total(x) * sign, x[:, 0], players.names)
 
 
-def cells(table: pd.DataFrame, names: list[str]) -> Tensor:
-    """Values, 0 where missing, and whether they are missing: two columns a player."""
-    values = table[names].to_numpy(np.float64)
-    gone = np.isnan(values)
-    return torch.from_numpy(np.hstack([np.where(gone, 0.0, values), gone]))
-
-
-def raw(x: Tensor) -> np.ndarray:
-    """The inverse of :func:`cells`: NaN where missing."""
-    values, gone = np.hsplit(x.numpy(), 2)
-    return np.where(gone > 0, np.nan, values)
-
-
 def truth(
     family: str, rows: pd.DataFrame, references: pd.DataFrame, *, permutations: int
-) -> np.ndarray:
-    """Shapley values of the true log odds; each row stays at its own site."""
+) -> Tensor:
     names = [feature.name for feature in features_of(family)]
-    players = Players(tuple(names), torch.arange(len(names)).repeat(2))
-    values = np.empty((len(rows), len(names)))
-    for site in "AB":
-        here = (rows["site"] == site).to_numpy()
-
-        def rule(x: Tensor, site: str = site) -> Tensor:
-            prob = row_probability(raw(x), np.full(len(x), site), family=family)
-            return torch.from_numpy(np.log(prob / (1 - prob)))
-
-        values[here] = shapley_values(
-            rule,
-            cells(rows[here], names),
-            baseline=cells(references, names),
-            players=players,
-            permutations=permutations,
-            seed=1,  # other orders than the models'
-        ).values
-    return values
+    return true_shares(
+        rows[names],
+        rows["site"].tolist(),
+        references=references[names],
+        family=family,
+        permutations=permutations,
+    ).values
 
 
 def boosting_shares(table: pd.DataFrame, rows: pd.DataFrame, references: pd.DataFrame) -> Tensor:
@@ -214,17 +189,12 @@ def boosting_shares(table: pd.DataFrame, rows: pd.DataFrame, references: pd.Data
     names = [name for name in table if name not in ("patient_id", "site", "died")]
     model = fit_boosting(table[names], table["died"])
 
-    def rule(x: Tensor) -> Tensor:
-        prob = model.prob(raw(x))
-        return torch.from_numpy(np.log(prob / (1 - prob)))
+    def log_odds(cells: np.ndarray) -> np.ndarray:
+        prob = model.prob(cells)
+        return np.log(prob / (1 - prob))
 
-    players = Players(tuple(names), torch.arange(len(names)).repeat(2))
-    return shapley_values(
-        rule,
-        cells(rows, names),
-        baseline=cells(references, names),
-        players=players,
-        permutations=80,
+    return cell_shares(
+        log_odds, rows[names], references=references[names], names=names, permutations=80
     ).values
 
 

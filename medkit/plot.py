@@ -25,6 +25,12 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "0.55"
+_AXES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "calibration_intercept": "calibration intercept [log odds]",
+}
 
 
 def learning_curves(
@@ -183,7 +189,8 @@ def forest(
             ax.axvline(found[best].value, color=color, linewidth=0.9, linestyle=line)
     names = [row.rsplit("/", 1)[-1].replace("_", " ") for row in rows]
     ax.set_yticks(range(len(rows)), names)
-    ax.set(xlabel=name.replace("_", " "), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlabel=_AXES.get(name, name.replace("_", " ")), ylim=(len(rows) - 0.5, -0.5))
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     return _finish(ax, legend=False)
 
 
@@ -229,7 +236,8 @@ def attributions(
 
     Args:
         ax: Where to draw.
-        shares: Name of a method or model -> ``(P,)``, or ``(runs, P)``: mean absolute shares.
+        shares: Name of a method or model -> ``(P,)``, or ``(runs, P)``: mean absolute shares. Runs
+            that share training rows, as folds do, differ by less than independent ones would.
         columns: Names of the P columns.
         verdict: What the randomisation test said; it is the title, so that "do not use" can't be
             left out.
@@ -245,7 +253,7 @@ def attributions(
         at = np.arange(len(order)) + (len(runs_of) / 2 - 0.5 - number) * height
         means = [mean_over_seeds(runs[:, column].tolist()) for column in order]
         half = [0.0 if m.high is None else m.high - m.value for m in means]
-        label = name if len(runs) == 1 else f"{name}: mean of {len(runs)}, 95 % t interval"
+        label = name if len(runs) == 1 else f"{name}: mean of {len(runs)} runs, 95 % t interval"
         ax.barh(
             at,
             [m.value for m in means],

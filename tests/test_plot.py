@@ -94,7 +94,7 @@ def test_attributions_show_the_largest_columns_and_the_verdict_over_them(ax: Axe
     assert ax.get_title() == "do not use: a reason"
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["urea", "bnp"]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.4, 1.0, 0.1, 0.5])
-    assert legend(ax) == "net: mean of 2, 95 % t interval\nlogistic regression"
+    assert legend(ax) == "net: mean of 2 runs, 95 % t interval\nlogistic regression"
     assert ax.get_xlabel() == "mean absolute share [logit]"
 
 
@@ -125,6 +125,7 @@ def test_a_forest_shows_each_interval_in_its_row_and_leaves_out_what_has_no_valu
     assert list(first.get_xdata()) == list(second.get_xdata()) == [0.8, 0.95]
     assert first.get_ydata()[0] < second.get_ydata()[0]
     assert ax.yaxis_inverted()
+    assert ax.get_xlabel() == "AUROC"
     assert points.get_label() == "inside: 60 rows"
     assert (len(points.get_xdata()), len(none.get_xdata())) == (2, 0)
     assert (set(best.get_xdata()), set(other.get_xdata())) == ({0.91}, {0.87})
