@@ -12,7 +12,8 @@ import torch
 
 from medkit.data.ehr import EHRDataModule
 from medkit.models.baseline import fit_boosting
-from medkit.models.ensemble import FoldEnsemble, best_weight, fit_folds
+from medkit.models.ensemble import FoldEnsemble, fit_folds
+from medkit.models.member import best_weight
 from medkit.models.tabular import warm_classifier
 from medkit.synth.ehr import MISSING_CODES, make_hospitals
 from medkit.trainer import Run, keyed, stable_trainer, start_run
