@@ -64,7 +64,7 @@ class SplitPlan:
 
     def split(self, table: Table) -> Split:
         """Split the rows of a table; a split column of its own decides who is in the test."""
-        stratum = np.char.add(np.char.add(table.site, "/"), table.y.astype(np.str_))
+        stratum = np.char.add(np.char.add(table.site, "/"), table.y.astype("<U2"))
         split = self._outside(table, stratum)
         if self.folds is None or self.fold is None:
             return split
