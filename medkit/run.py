@@ -161,12 +161,26 @@ class Run:
                 _log.warning("this run is not exact: %s", reason)
             content["exact"] = False
 
-    def stage_done(self, stage: str, *, step: int, weights_sha256: str) -> None:
-        """Note that a stage has ended, and what its weights are."""
+    def stage_done(
+        self, stage: str, *, step: int, weights_sha256: str, not_finite: Sequence[str] = ()
+    ) -> None:
+        """Note that a stage has ended, and what its weights are.
+
+        With weights that are not finite it has failed, and so has the run, whatever its best
+        checkpoint says.
+        """
         self._finished_here.add(stage)
         with self.folder.editing() as content:
             stages = content.setdefault("stages", {})
             stages[stage] = {"status": "done", "step": step, "weights_sha256": weights_sha256}
+            if not_finite:
+                stages[stage] |= {"status": "failed", "not_finite": list(not_finite)[:20]}
+                _log.error(
+                    "stage %r failed: %d weights are not finite, such as %s",
+                    stage,
+                    len(not_finite),
+                    not_finite[0],
+                )
             ends = {k: v["weights_sha256"] for k, v in stages.items() if "weights_sha256" in v}
             lines = "".join(f"{name} {ends[name]}\n" for name in sorted(ends))
             content["weights_sha256"] = sha256_text(lines) if len(ends) > 1 else weights_sha256
@@ -205,6 +219,8 @@ class Run:
                 stages = content.get("stages", {}).values()
                 whole = all(stage["status"] == "done" for stage in stages)
                 whole = whole and not content.get("interrupted_by")
+                if any(stage["status"] == "failed" for stage in stages):
+                    status = "failed"
                 content["status"] = status or ("done" if whole else "interrupted")
                 content["end"] = now()
                 content["attempts"][-1] |= {"end": content["end"], "how": content["status"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from pytorch_lightning.loggers import Logger
 
 from medkit.callbacks.bits import bits
 from medkit.callbacks.fingerprint import fingerprint, of_module, settings
+from medkit.callbacks.guard_policy import GuardSettings
+from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
+from medkit.callbacks.spike_guard import SpikeGuard
 from medkit.data.loader import keyed
 from medkit.record.checkpoints import FINISHED
+from medkit.record.pseudonym import pseudonym
 from medkit.run import Run
 from medkit.start import start_run
 
@@ -40,12 +45,13 @@ def stable_trainer(
     checkpoint_every_n_steps: int | None = None,
     checkpoint_every_s: float | None = 60.0,
     keep_checkpoints: int = 2,
+    spike_guard: GuardSettings | bool = True,
     **lightning: Any,
 ) -> pl.Trainer:
     """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
 
-    In it: keyed steps (first), your callbacks, the progress file, resume points (last), and
-    ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
+    In it: keyed steps (first), the spike guard, your callbacks, the progress file, resume points
+    (last), and ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
 
     Args:
         run: From :func:`start_run`.
@@ -56,6 +62,7 @@ def stable_trainer(
         checkpoint_every_n_steps: A resume point every so many optimizer steps; None for none.
         checkpoint_every_s: A resume point when so many seconds have passed; None for none.
         keep_checkpoints: Resume points kept.
+        spike_guard: False switches the guard against non-finite and exploding steps off.
         **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
             one device, no bar when a launcher shows progress, no model summary.
 
@@ -93,11 +100,22 @@ def stable_trainer(
         if isinstance(callback, ModelCheckpoint) and _names_each_once(callback, options):
             # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
             callback._enable_version_counter = False
+    guards: list[pl.Callback] = []
+    own = any(isinstance(callback, SpikeGuard) for callback in callbacks)
+    if spike_guard is not False and not own:
+        guards.append(
+            SpikeGuard(
+                GuardSettings() if spike_guard is True else spike_guard,
+                on_event=partial(run.ledger.append, stage=name),
+                name_row=pseudonym,
+            )
+        )
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
         callbacks=[
             KeyedSteps(seed=run.seed, name=name, on_inexact=run.mark_inexact),
+            *guards,
             *callbacks,
             ProgressFile(
                 run.folder.subfolder("logs"),
@@ -110,6 +128,7 @@ def stable_trainer(
     )
     lighten(trainer)
     points.identity = settings(trainer, options["deterministic"])
+    points.identity["spike_guard"] = repr(spike_guard)
     return trainer
 
 
@@ -152,8 +171,8 @@ class _RunPoints(ResumePoints):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if self.resumed_at is None or not trainer.is_global_zero:
             return
-        step = self.resumed_at[2]
-        self.run.ledger.cut_after(self.name, step)
+        *place, step = self.resumed_at
+        self.run.ledger.cut_after(self.name, step, place=(place[0], place[1]))
         self.run.count_wasted(self.name, from_step=step)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -180,8 +199,10 @@ class _RunPoints(ResumePoints):
             self._note_done(trainer, step=trainer.global_step)
 
     def _note_done(self, trainer: pl.Trainer, *, step: int) -> None:
-        digest = weights_digest(trainer.lightning_module.state_dict())
-        self.run.stage_done(self.name, step=step, weights_sha256=digest)
+        module = trainer.lightning_module
+        digest = weights_digest(module.state_dict())
+        bad = not_finite(module)
+        self.run.stage_done(self.name, step=step, weights_sha256=digest, not_finite=bad)
 
 
 def weights_digest(state: Mapping[str, torch.Tensor]) -> str:

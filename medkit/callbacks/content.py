@@ -58,7 +58,8 @@ class Content:
         if trainer.world_size > 1:
             ranks = [mine] * trainer.world_size
             torch.distributed.all_gather_object(ranks, mine)
-        checkpoint[KEY] = {**place, "identity": identity, "ranks": ranks}
+        kept = {} if place["finished"] else {c.state_key: c.kept() for c in _keepers(trainer)}
+        checkpoint[KEY] = {**place, "identity": identity, "ranks": ranks, "kept": kept}
         return checkpoint
 
     def put_back(self, trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> int:
@@ -69,6 +70,8 @@ class Content:
         """
         mine = checkpoint[KEY]["ranks"][trainer.global_rank]
         changed = boundary.restore_weights(trainer, checkpoint)
+        for callback in _keepers(trainer):
+            callback.keep(checkpoint[KEY].get("kept", {}).get(callback.state_key, []))
         self._restore_attributes(trainer, mine["changed"])
         boundary.restore_trainer(trainer, mine["trainer"])
         extra.restore_results(trainer, mine["results"])
@@ -93,6 +96,11 @@ class Content:
                 f"{holder} had changed when the resume point was taken, and is not there when the "
                 "fit begins again; make it in __init__"
             )
+
+
+def _keepers(trainer: pl.Trainer) -> list[Any]:
+    """Return callbacks with more to keep than belongs into other checkpoints."""
+    return [c for c in trainer.callbacks if hasattr(c, "kept")]  # type: ignore[attr-defined]
 
 
 def csv_logs(trainer: pl.Trainer) -> list[RunCSVLogger]:

@@ -39,6 +39,10 @@ def judge(result: Result, folder: RunFolder, control: JobControl, oom_kills: int
     """Turn what the engine saw into a status."""
     stopped = "timeout" if control.timed_out else "interrupted"
     if result.kind == "done":
+        for name, stage in folder.read().get("stages", {}).items():
+            if stage.get("status") == "failed":
+                text = f"stage {name!r} ended in weights that are not finite: {stage['not_finite']}"
+                return Ending("failed", text, causes.hint(text))
         return Ending("done")
     if result.kind == "stopped":
         return Ending(stopped, _why_stopped(control), cell=result.cell)

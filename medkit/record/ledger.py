@@ -72,17 +72,23 @@ class Ledger:
                     ) from None
         return rows
 
-    def cut_after(self, stage: str, step: int) -> int:
+    def cut_after(self, stage: str, step: int, *, place: tuple[int, int] | None = None) -> int:
         """Drop what ``stage`` wrote after optimizer step ``step``; return the number dropped.
 
-        A run resumed from that step lives through those events again and writes them anew.
+        A run resumed from that step lives through those events again and writes them anew. Steps
+        that were skipped have no number of their own: a line that names its epoch and batch is
+        judged by ``place``, the epoch and batch the run goes on with.
         """
+
+        def is_later(row: Mapping[str, Any]) -> bool:
+            if row["stage"] != stage or row["step"] is None:
+                return False
+            if place is None or row["epoch"] is None or row["batch"] is None:
+                return int(row["step"]) > step
+            return (row["epoch"], row["batch"]) >= place
+
         rows = self.read()
-        kept = [
-            row
-            for row in rows
-            if row["stage"] != stage or row["step"] is None or int(row["step"]) <= step
-        ]
+        kept = [row for row in rows if not is_later(row)]
         if len(kept) < len(rows):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
             write_text(self.path, text)
