@@ -5,19 +5,18 @@ Patient ids are compared and never shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medkit.metrics.checks import Floats, labels_and_scores
-from medkit.record.folder import RunFolder
 from medkit.study import columns
-from medkit.study.columns import LAYOUTS, tables_in
+from medkit.study.columns import LAYOUTS
 
 _ID = ("patient", "row")
 
@@ -45,6 +44,37 @@ class Predictions:
     scores: Floats
     site: NDArray[np.str_] | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        *,
+        y: ArrayLike,
+        scores: Mapping[int, ArrayLike],
+        patient: ArrayLike | None = None,
+        site: ArrayLike | None = None,
+    ) -> Predictions:
+        """Return predictions that are in memory.
+
+        ``Predictions.of("net", y=y, scores={0: prob_0, 1: prob_1}, patient=patient)``
+
+        Args:
+            name: Of the recipe.
+            y: Labels 0 and 1, ``(N,)``.
+            scores: Seed -> score of each row, ``(N,)``.
+            patient: Of each row, ``(N,)``; None: each row is another patient.
+            site: Of each row, ``(N,)``.
+        """
+        rows = pd.DataFrame({"y": np.asarray(y)})
+        rows["patient"] = np.arange(len(rows)) if patient is None else np.asarray(patient)
+        if site is not None:
+            rows["site"] = np.asarray(site)
+        parts = [
+            Part(str(seed), rows.assign(score=np.asarray(score)), f"{name}, seed {seed}")
+            for seed, score in scores.items()
+        ]
+        return joined(name, sorted(parts, key=lambda part: in_order(part.seed)), ())
 
     @property
     def groups(self) -> NDArray[np.str_] | None:
@@ -78,50 +108,7 @@ def from_tables(
             f"{name} must hold each seed once; seeds {', '.join(twice)} are in several files. "
             "Name each file for its seed, and keep one recipe in a folder."
         )
-    return _joined(name, sorted(parts, key=lambda part: _numeric(part.seed)), ())
-
-
-def from_runs(path: Path, runs: Sequence[RunFolder], part: str | None) -> Predictions:
-    """Read the predictions of one run, or of the runs of a folder, one seed each.
-
-    Raises:
-        ValueError: Where they are of several grid points, or have none.
-    """
-    points = sorted({run.path.parent.name for run in runs})
-    if len(points) > 1:
-        raise ValueError(
-            f"{path} must hold the runs of one recipe; found those of {len(points)}: "
-            f"{', '.join(points[:6])}. Name one of them: {path / points[0]}."
-        )
-    notes: list[str] = []
-    parts, read = [], set()
-    over = [run for run in runs if run.status == "done"]
-    if len(over) < len(runs):
-        states = sorted({run.status for run in runs} - {"done"})
-        notes.append(
-            f"{len(runs) - len(over)} of {len(runs)} runs of {path} are {' or '.join(states)} and "
-            "left out: what follows is of those that ended well"
-        )
-    for run in over:
-        file = _prediction_file(run.path, part)
-        read.add(file.stem)
-        frame, _ = columns.read(file)
-        _require(frame, {}, file)
-        parts.append(Part(str(run.read().get("seed", "?")), frame, str(file)))
-    if not parts:
-        raise ValueError(
-            f"{path} must hold a run that is done; found {len(runs)}, none of them done. "
-            "medkit runs lists them; medkit run --resume goes on with one."
-        )
-    if part is None and read != {"test"}:
-        notes.append(f"of {path} the predictions named {', '.join(sorted(read))} were read")
-    seeds = [one.seed for one in parts]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(
-            f"the runs of {path} must differ in their seed; found seeds {', '.join(seeds)}. "
-            "Keep one run of each seed there: a repeat of a seed is no second training."
-        )
-    return _joined(str(path), sorted(parts, key=lambda one: _numeric(one.seed)), tuple(notes))
+    return joined(name, sorted(parts, key=lambda part: in_order(part.seed)), ())
 
 
 def require_same_rows(a: Predictions, b: Predictions) -> None:
@@ -146,23 +133,8 @@ def require_same_rows(a: Predictions, b: Predictions) -> None:
         )
 
 
-def _prediction_file(run: Path, part: str | None) -> Path:
-    """Return the predictions named ``part``; without one "test", or what alone can be meant."""
-    folder = run / "predictions"
-    found = {file.stem: file for file in tables_in(folder)} if folder.is_dir() else {}
-    names = [part] if part else [name for name in found if name.startswith("test")] or list(found)
-    names = ["test"] if part is None and "test" in found else names
-    if len(names) != 1 or names[0] not in found:
-        raise ValueError(
-            f"{run} must hold predictions{f' named {part!r}' if part else ''} to compare; found "
-            f"{sorted(found) or 'none'}. "
-            + ("Name one with --part." if found else "Write them with run.predictions(...).")
-        )
-    return found[names[0]]
-
-
 def _parts(path: Path, frame: pd.DataFrame, wide: dict[str, str]) -> list[Part]:
-    _require(frame, wide, path)
+    require_roles(frame, wide, path)
     if wide:
         kept = frame[[c for c in frame.columns if c in (*_ID, "y", "site")]]
         return [
@@ -175,7 +147,8 @@ def _parts(path: Path, frame: pd.DataFrame, wide: dict[str, str]) -> list[Part]:
     return [Part(str(seed), rows, f"{path}, seed {seed}") for seed, rows in groups]
 
 
-def _require(frame: pd.DataFrame, wide: dict[str, str], path: Path) -> None:
+def require_roles(frame: pd.DataFrame, wide: dict[str, str], path: Path) -> None:
+    """Refuse a table that lacks what predictions need, under the names of its roles."""
     missing = [] if wide or "score" in frame else ["score"]
     missing += [] if "y" in frame else ["y"]
     missing += [] if any(name in frame for name in _ID) else ["patient"]
@@ -186,7 +159,12 @@ def _require(frame: pd.DataFrame, wide: dict[str, str], path: Path) -> None:
         )
 
 
-def _joined(name: str, parts: Sequence[Part], notes: tuple[str, ...]) -> Predictions:
+def joined(name: str, parts: Sequence[Part], notes: tuple[str, ...]) -> Predictions:
+    """Put the trainings of one recipe together.
+
+    Raises:
+        ValueError: Where they are not of the same rows and labels, or a score is no number.
+    """
     first = _rows(parts[0])
     said = list(notes)
     scores = []
@@ -262,5 +240,6 @@ def _number(column: Any) -> Floats:
     return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
 
 
-def _numeric(seed: str) -> tuple[int, str]:
+def in_order(seed: str) -> tuple[int, str]:
+    """Return what seeds are sorted by: 2 before 10."""
     return (int(seed), "") if seed.isdigit() else (-1, seed)

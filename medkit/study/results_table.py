@@ -11,7 +11,8 @@ import pandas as pd
 from medkit.record.folder import run_folders
 from medkit.study import columns
 from medkit.study.columns import LAYOUTS, tables_in
-from medkit.study.predictions import Predictions, from_runs, from_tables
+from medkit.study.predictions import Predictions, from_tables
+from medkit.study.runs import from_runs
 
 
 @dataclass(frozen=True)

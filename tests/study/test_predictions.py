@@ -63,6 +63,18 @@ def test_three_layouts_hold_the_same_predictions(long: Frame, tmp_path: Path) ->
     assert found[0].patient[7] == "007"
 
 
+def test_predictions_in_memory_are_those_of_a_file(long: Frame, tmp_path: Path) -> None:
+    rows = long[long["seed"] == 0]
+    scores = {seed: part["score"].to_numpy() for seed, part in long.groupby("seed")}
+    got = Predictions.of(
+        "net", y=rows["y"], scores=scores, patient=rows["patient"], site=rows["site"]
+    )
+    want = predictions(written(long, tmp_path / "long.csv"))
+    np.testing.assert_array_equal(got.scores, want.scores)
+    assert (got.seeds, got.row.tolist()) == (want.seeds, want.row.tolist())
+    assert Predictions.of("net", y=rows["y"], scores=scores).groups is None
+
+
 def test_parquet_and_other_usual_names_are_read(long: Frame, tmp_path: Path) -> None:
     names = {"patient": "Subject_ID", "y": "label", "score": "Prob", "site": "hospital"}
     long.rename(columns=names).to_parquet(tmp_path / "p.parquet")
