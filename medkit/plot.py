@@ -190,7 +190,7 @@ def forest(
     names = [row.rsplit("/", 1)[-1].replace("_", " ") for row in rows]
     ax.set_yticks(range(len(rows)), names)
     ax.set(xlabel=_AXES.get(name, name.replace("_", " ")), ylim=(len(rows) - 0.5, -0.5))
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return _finish(ax, legend=False)
 
 
