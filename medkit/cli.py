@@ -226,6 +226,11 @@ def _check(args: argparse.Namespace) -> int:
 def _audit(args: argparse.Namespace) -> int:
     with _as_usage():
         if args.label_shuffle:
+            if args.table:
+                raise ValueError(
+                    "--label-shuffle takes the table from the run's parameters, and --table was "
+                    "given. Put the table back to where it was, or leave one of the two out."
+                )
             from medkit.data.leakage.shuffled_run import shuffle_command
 
             return shuffle_command(args.path, out=args.out, command=args.words)

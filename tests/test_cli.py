@@ -57,7 +57,9 @@ def test_params_lists_type_default_and_help(
     ]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["params", "none.ipynb"], ["run", "none.ipynb"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["predict", "--help"], ["params", "none.ipynb"], ["run", "none.ipynb"]]
+)
 def test_help_and_refusals_import_nothing_heavy(words: list[str]) -> None:
     code = (
         "import sys\nfrom medkit import cli\n"

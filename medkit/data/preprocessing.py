@@ -48,7 +48,7 @@ class Preprocessing:
     indicators: tuple[str, ...]
     fitted_on: str
     rows: int
-    low: tuple[float, ...] = ()  # these four are empty in checkpoints of medkit before 0.2
+    low: tuple[float, ...] = ()  # these four: empty in checkpoints from before them
     high: tuple[float, ...] = ()
     missing: tuple[float, ...] = ()
     most_missing: float = 1.0

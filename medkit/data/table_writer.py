@@ -51,7 +51,11 @@ class TableWriter:
 
 @contextmanager
 def writing(path: Path) -> Iterator[TableWriter]:
-    """Write a CSV or Parquet file, by its suffix; after an exception it is as it was before."""
+    """Write a CSV or Parquet file, by its suffix; after an exception it is as it was before.
+
+    Raises:
+        OSError: Where it can't be written, such as on a full disk.
+    """
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writer = TableWriter(temp, parquet=path.suffix.lower() in PARQUET)
     try:
@@ -62,6 +66,11 @@ def writing(path: Path) -> Iterator[TableWriter]:
         with temp.open("rb+") as handle:
             os.fsync(handle.fileno())
         temp.replace(path)
+    except OSError as error:
+        raise OSError(
+            f"{path} must be a file that can be written, and can't be: {error.strerror or error}. "
+            "Nothing was left there; make room, or name another place."
+        ) from error
     finally:
         temp.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -28,6 +28,7 @@ from medkit.record.results import METRICS_NAME, Metric, read_metrics
 
 ROWS = 16_384  # at a time: a net's inner layers are wider than its rows
 _SHOWN = 12  # reasons on the terminal
+_OWN = {"row", "prob", "prob_logistic", "risk", "risk_cox", "spread", "positive", "outside"}
 _RIVALS = {
     SavedClassifier: ("/auroc_minus_logistic", "logistic regression", "prob_logistic"),
     SavedCox: ("/c_index_minus_cox", "penalised Cox regression", "risk_cox"),
@@ -91,7 +92,8 @@ def predict(
 ) -> Predicted:
     """Score a table with what a run has trained, and write a row for each of its rows.
 
-    The columns written: those of patient and site, as they are in the table; ``row`` (1 is the
+    The columns written: those of patient and site, as they are in the table (``table_row`` where
+    the table calls one as one of those that follow is called); ``row`` (1 is the
     first below the header); ``prob``, ``prob_logistic`` and ``spread`` (standard deviation over
     members), or ``risk`` (log relative hazard), ``risk_cox``, ``spread`` (of the risk) and
     ``survival_<horizon>``;
@@ -137,7 +139,11 @@ def predict(
             scores = model.score(read)
             risk = model.risk(scores)
             total += np.nan if risk is None else float(risk.sum())
-            columns = {name: frame[name].to_numpy() for name in ids if name in frame}
+            columns = {
+                f"table_{name}" if name in _OWN else name: frame[name].to_numpy()
+                for name in ids
+                if name in frame
+            }
             columns["row"] = np.arange(len(frame)) + writer.rows + 1
             columns |= scores
             if threshold is not None:

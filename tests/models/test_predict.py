@@ -380,6 +380,29 @@ def test_ctrl_c_leaves_nothing(bare: Path, medkit: Medkit, monkeypatch: pytest.M
     assert left_behind() == ["new.csv"]
 
 
+def test_a_full_disk_leaves_nothing(
+    bare: Path, medkit: Medkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    code, said = medkit(bare, arrivals())
+    assert code == 2
+    assert "can't be: No space left on device. Nothing was left there; make room" in said
+    assert left_behind() == ["new.csv"]
+
+
+def test_a_tables_own_column_is_not_lost_to_one_of_ours(tmp_path: Path, medkit: Medkit) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    table = pd.read_csv(ENCOUNTERS).rename(columns={"patient_id": "row"})
+    table.to_csv("trained.csv", index=False)
+    stage(folder, "fit", EHRDataModule("trained.csv", target="died", patient="row", site="site"))
+    medkit(folder.path, arrivals().rename(columns={"patient_id": "row"}))
+    assert written()["table_row"].astype(str).tolist()[:2] == ["0", "1"]
+    assert written()["row"].tolist()[:2] == [1, 2]
+
+
 def test_the_runs_threshold_makes_a_column(bare: Path, medkit: Medkit) -> None:
     write_metrics(bare / "metrics.json", {"val/threshold": 0.3, "test/sensitivity": 0.5})
     said = medkit(bare, arrivals())[1]
@@ -502,6 +525,16 @@ def test_the_horizon_is_the_runs_own_unless_given(followed: Path, medkit: Medkit
     said = medkit(followed, pd.read_csv(PATIENTS, dtype=str))[1]
     assert "survival_365" in written()
     assert "mean predicted risk until 365:" in said
+
+
+def test_without_a_horizon_there_is_a_risk_alone(
+    followed: Path, medkit: Medkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "_horizons", lambda folder: ())
+    code, said = medkit(followed, pd.read_csv(PATIENTS, dtype=str))
+    assert code == 0
+    assert list(written())[2:] == ["row", "risk", "risk_cox", "spread", "outside"]
+    assert "mean predicted risk" not in said
 
 
 def test_a_horizon_beyond_the_follow_up_is_refused(followed: Path, medkit: Medkit) -> None:

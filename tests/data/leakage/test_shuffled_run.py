@@ -174,3 +174,23 @@ def test_a_folder_in_use_is_refused(
     run = notebook(HONEST)
     assert cli.main(["audit", str(run), "--label-shuffle", "--out", str(run)]) == 2
     assert "must be new or empty for a new run" in capsys.readouterr().err
+
+
+def test_a_table_elsewhere_is_not_taken_in_silence(
+    notebook: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = notebook(HONEST)
+    assert cli.main(["audit", str(run), "--label-shuffle", "--table", "table.csv"]) == 2
+    assert "takes the table from the run's parameters" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["01_first_training", "02_missing_and_rare"])
+def test_the_notebooks_predict_nothing_of_shuffled_labels(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notebook = Path(__file__).resolve().parents[3] / "notebooks" / f"{name}.ipynb"
+    run = tmp_path / "run"
+    assert cli.main(["run", str(notebook), "-p", "quick", "true", "--out", str(run)]) == 0
+    assert cli.main(["audit", str(run), "--label-shuffle"]) == 0
+    assert "0 leaks" in capsys.readouterr().out
