@@ -1,7 +1,7 @@
 """The difference of two recipes for other trainings *and* other patients.
 
 A test over seeds alone asks about these patients: with more seeds it rejects a true difference
-ever more often on new ones (57 % of the time at 20 seeds and 600 patients). A test over patients
+ever more often on new ones (62 % of the time at 10 seeds and 600 patients). A test over patients
 alone asks about these weights: it calls re-trainings of one recipe different. Here both variances
 are counted.
 """

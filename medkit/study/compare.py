@@ -126,12 +126,13 @@ def _pairing(a: Predictions, b: Predictions, seeds: tuple[int, ...]) -> tuple[bo
 
 
 def _auroc_line(a: Placed, b: Placed, found: TwoLevel | None, n: int) -> Line:
-    mine, its = float(a.auroc.mean()), float(b.auroc.mean())
     if found is None:
-        return Line("AUROC", mine, its, Metric(mine - its, n=n, method="no interval"))
+        value = float(a.auroc.mean() - b.auroc.mean())
+        return Line.of("AUROC", a.auroc, b.auroc, Metric(value, n=n, method="no interval"))
     low, high = found.limits()
     method = f"two-level t, p = {found.p:.2g}"
-    return Line("AUROC", mine, its, Metric(found.value, low, high, 0.95, n, method=method))
+    difference = Metric(found.value, low, high, 0.95, n, method=method)
+    return Line.of("AUROC", a.auroc, b.auroc, difference)
 
 
 def _other_lines(
@@ -155,16 +156,17 @@ def _other_lines(
     lines, whole = [], np.ones((1, len(y)))
     for name, scorer in kinds.items():
         mine, its = [scorer(s) for s in a.scores], [scorer(s) for s in b.scores]
-        means = [float(np.mean([one(whole)[0] for one in side])) for side in (mine, its)]
+        values = [np.array([one(whole)[0] for one in side]) for side in (mine, its)]
         method = f"no interval below {FEWEST_FOR_BOOTSTRAP} seeds"
-        difference = Metric(means[0] - means[1], n=len(y), method=method)
+        gap = float(values[0].mean() - values[1].mean())
+        difference = Metric(gap, n=len(y), method=method)
         if few >= FEWEST_FOR_BOOTSTRAP:
             value, low, high = bootstrap_difference(
                 mine, its, len(y), paired=paired, groups=groups, strata=strata, draws=draws
             )
             method = "two-level bootstrap, by site and class"
             difference = Metric(value, low, high, 0.95, len(y), method=method)
-        lines.append(Line(name, means[0], means[1], difference))
+        lines.append(Line.of(name, values[0], values[1], difference))
     return lines
 
 

@@ -94,13 +94,14 @@ def text_of(found: Compared) -> str:
         lines.append(f"{found.patients:,} patients{rows}, {found.events:,} with y = 1; {pairing}")
     table = [
         [
-            *(line.name, f"{line.a:.4f}", f"{line.b:.4f}", f"{line.difference.value:+.4f}"),
-            *(_limits(line.difference), line.difference.method),
+            *(line.name, _with_sd(line.a, line.a_sd), _with_sd(line.b, line.b_sd)),
+            *(f"{line.difference.value:+.4f}", _limits(line.difference), line.difference.method),
         ]
         for line in found.lines
     ]
-    header = ["metric", "A", "B", "A - B", "95 %", "how"]
-    text = "\n".join(lines) + "\n\n" + as_text(header, table) + "\n"
+    header = ["metric", "A (sd)", "B (sd)", "A - B", "95 %", "how"]
+    text = "\n".join(lines) + "\n\n" + as_text(header, table)
+    text += "sd over seeds; 95 % for other trainings and other patients, unless said otherwise\n\n"
     for name, chance in found.improvement.items():
         what = f"{name}: " if len(found.improvement) > 1 else ""
         text += f"{what}a training of A beats one of B in {chance.value:.0%} of pairs"
@@ -115,7 +116,8 @@ def text_of(found: Compared) -> str:
     if found.flips:
         shown = [f"{m.value:.1%} {name}" for name, m in found.flips.items() if m.value == m.value]
         method = next(iter(found.flips.values())).method
-        text += f"decisions flipped per patient: {', '.join(shown)} ({method})\n"
+        whose = "patient" if found.rows == found.patients else "row"
+        text += f"decisions flipped per {whose}: {', '.join(shown)} ({method})\n"
     text += _power_text(found) + "".join(f"note: {note}\n" for note in found.notes)
     return f"{text}\n{found.verdict}\n"
 
@@ -138,7 +140,7 @@ def text_of_same(found: SameRecipe) -> str:
     if found.two_level is None:
         text += "two-level t: 10 trainings give one comparison of 5 with 5\n"
     text += f"AUROC: sd over seeds {number(found.spread.value)} {interval(found.spread)}\n"
-    text += f"decisions flipped per patient: {found.flips.value:.1%} ({found.flips.method})\n"
+    text += f"decisions flipped per row: {found.flips.value:.1%} ({found.flips.method})\n"
     text += "".join(f"note: {note}\n" for note in found.notes)
     one = found.one_run
     return (
@@ -187,6 +189,10 @@ def _has(metric: Metric) -> bool:
 
 def _limits(metric: Metric) -> str:
     return f"[{metric.low:+.4f}, {metric.high:+.4f}]" if _has(metric) else ""
+
+
+def _with_sd(value: float, sd: float) -> str:
+    return f"{value:.4f}" + (f" ({sd:.4f})" if math.isfinite(sd) else "")
 
 
 def _percent(metric: Metric) -> str:

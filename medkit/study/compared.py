@@ -21,12 +21,22 @@ class Line:
         a: Mean over the seeds of A.
         b: Mean over those of B.
         difference: A minus B.
+        a_sd: Standard deviation over the seeds of A; NaN of one.
+        b_sd: Over those of B.
     """
 
     name: str
     a: float
     b: float
     difference: Metric
+    a_sd: float
+    b_sd: float
+
+    @classmethod
+    def of(cls, name: str, a: Floats, b: Floats, difference: Metric) -> Line:
+        """Return the line of a metric's values, one per seed."""
+        sds = [float(x.std(ddof=1)) if len(x) > 1 else float("nan") for x in (a, b)]
+        return cls(name, float(a.mean()), float(b.mean()), difference, *sds)
 
 
 @dataclass(frozen=True)

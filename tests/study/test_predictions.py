@@ -293,5 +293,6 @@ def test_the_published_federated_benchmarks_are_read_as_they_are(real_data: Path
     pooled = next(line for line in found.lines if line.name == "Pooled Test")
     assert (pooled.a, pooled.b) == pytest.approx((0.842, 0.704), abs=0.001)  # as published
     assert pooled.difference.low < 0 < pooled.difference.high
+    assert pooled.b_sd == pytest.approx(0.114, abs=0.001)
     assert (found.seeds, found.paired) == ((5, 5), True)
     assert "no variance over patients" in found.verdict
