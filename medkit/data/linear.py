@@ -12,6 +12,7 @@ from scipy.linalg import solve_triangular
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from medkit.data.learnable import require_learnable
 from medkit.data.newton import fit_blocks
 
 CHOSEN = "chosen"
@@ -69,14 +70,16 @@ def fit_logistic(
         rows: Numbers of the training rows, where ``x`` and ``y`` hold others too; None: all.
 
     Raises:
-        ValueError: When the fit did not converge, or ``c`` is another word.
+        ValueError: When there is nothing to learn from, the fit did not converge, or ``c`` is
+            neither above 0 nor that word.
     """
     x, y = np.asarray(x), np.asarray(y)
-    if isinstance(c, str) and c != CHOSEN:
+    if c != CHOSEN if isinstance(c, str) else not c > 0:
         raise ValueError(
             f"c must be a number above 0 or {CHOSEN!r}, got {c!r}. It is the inverse strength of "
             "the penalty, such as 0.1."
         )
+    require_learnable(x, y, rows=rows)
     at = np.arange(len(y)) if rows is None else rows
     if len(at) * x.shape[1] > _MANY:
         w, intercept = fit_blocks(x, y, c=0.1 if isinstance(c, str) else c, rows=rows)

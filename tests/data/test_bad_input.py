@@ -11,6 +11,7 @@ import pytest
 
 from medkit.data.ehr import EHRDataModule
 from medkit.data.learnable import require_learnable
+from medkit.data.linear import fit_logistic
 from medkit.data.survival import SurvivalDataModule
 from medkit.models.baseline import fit_boosting
 from medkit.models.ensemble import FoldEnsemble
@@ -159,3 +160,23 @@ def test_a_gap_far_down_is_found_in_its_row() -> None:
 def test_an_ensemble_of_a_folder_without_members_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"must hold a sound checkpoint .* Resume the run"):
         FoldEnsemble.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X[:, :0], Y, r"got shapes \(40, 0\)"),
+        (X, 0 * Y, r"labels 0 and 1 among its rows; found \[0\]"),
+        (X, np.arange(40) % 3, r"found \[0, 1, 2\]"),
+        (np.where(X == 4, np.nan, X), Y, r"needs finite values; found nan in row 4"),
+    ],
+)
+def test_a_linear_model_refuses_what_it_can_not_learn_from(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_logistic(x, y)
+
+
+@pytest.mark.parametrize("c", [0, -1, float("nan")])
+def test_a_penalty_of_no_strength_is_refused(c: float) -> None:
+    with pytest.raises(ValueError, match=r"c must be a number above 0 or 'chosen', got "):
+        fit_logistic(X, Y, c=c)
