@@ -81,7 +81,7 @@ def integrated_gradients(
     known, rows = players_for(players, x), references(baseline, x)
     values, delta = torch.zeros_like(x), torch.zeros_like(x[:, 0])
     with as_used(model):
-        explain = IntegratedGradients(lambda part: model(part).reshape(len(part)))
+        explain = IntegratedGradients(lambda part: answers(model, part))
         for some in rows.split(max(1, AT_ONCE // (steps * len(x)))):
             shares, miss = explain.attribute(
                 x.repeat(len(some), 1),
@@ -95,6 +95,17 @@ def integrated_gradients(
     if players is None:
         return Attribution(values, delta)
     return Attribution(known.total(values), delta, known.names)
+
+
+def answers(model: Model, x: Tensor) -> Tensor:
+    """Return what the model says of each row, ``(B,)``."""
+    said = torch.cat([model(part).reshape(-1).to(x) for part in x.split(AT_ONCE)])
+    if len(said) != len(x):
+        raise ValueError(
+            f"a model must say one number a row, (B,) or (B, 1); it said {len(said)} of {len(x)} "
+            "rows. Wrap it in a function that picks one output: lambda x: net(x)[:, 1]."
+        )
+    return said
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medkit import keyed
-from medkit.saliency.attribution import AT_ONCE, Attribution, Model, as_used
+from medkit.saliency.attribution import AT_ONCE, Attribution, Model, answers, as_used
 from medkit.saliency.players import Players, players_for, references
 
 with warnings.catch_warnings():  # tqdm, which Captum imports, asks for JupyterLab's widgets
@@ -65,7 +65,7 @@ def shapley_values(
             values, error = _exact(model, x, rows, known), None
         else:
             values, error = _drawn(model, x, rows, known, permutations, seed)
-        away = _answers(model, x) - _answers(model, rows).mean()
+        away = answers(model, x) - answers(model, rows).mean()
     return Attribution(values, values.sum(1) - away, names, error)
 
 
@@ -79,7 +79,7 @@ def _exact(model: Model, x: Tensor, rows: Tensor, players: Players) -> Tensor:
     for reference in rows:
         for block in torch.arange(len(number), device=x.device).split(max(1, AT_ONCE // len(x))):
             mixed = torch.where(keep[block, None], x, reference)  # (C, B, F)
-            worth[:, block] += _answers(model, mixed.flatten(0, 1)).view(len(block), len(x)).T
+            worth[:, block] += answers(model, mixed.flatten(0, 1)).view(len(block), len(x)).T
     worth /= len(rows)
     size = shown.sum(1)
     weight = torch.tensor(
@@ -100,7 +100,7 @@ def _drawn(
     count, pairs = len(players.names), permutations // 2
     first = torch.tensor([players.of.tolist().index(player) for player in range(count)])
     draw = keyed.generator(seed, "shapley")
-    explain = ShapleyValueSampling(lambda part: _answers(model, part))
+    explain = ShapleyValueSampling(lambda part: answers(model, part))
     total = torch.zeros(len(x), count, dtype=torch.float64, device=x.device)
     squares, spread = torch.zeros_like(total), torch.zeros_like(total)
     for turn, reference in enumerate(draw.permutation(len(rows)).tolist()):
@@ -132,14 +132,3 @@ def _drawn(
 def _both_ways(order: list[int]) -> Callable[[int, int], Iterable[list[int]]]:
     """Give Captum one order and its reverse; its own come from torch's global generator."""
     return lambda _features, _samples: (order, order[::-1])
-
-
-def _answers(model: Model, x: Tensor) -> Tensor:
-    """Return what the model says of each row, ``(B,)``."""
-    said = torch.cat([model(part).reshape(-1).to(x) for part in x.split(AT_ONCE)])
-    if len(said) != len(x):
-        raise ValueError(
-            f"a model must say one number a row, (B,) or (B, 1); it said {len(said)} of {len(x)} "
-            "rows. Wrap it in a function that picks one output: lambda x: net(x)[:, 1]."
-        )
-    return said
