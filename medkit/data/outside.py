@@ -62,6 +62,7 @@ class Outside:
     new_sites: Counter[str] = field(default_factory=Counter)
     reasons_of: Counter[str] = field(default_factory=Counter)
     flagged: int = 0
+    _breaches: dict[str, Counter[str]] = field(default_factory=dict)
     _seen: dict[str, _Together] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -108,6 +109,11 @@ class Outside:
         self.flagged += int((texts != "").sum())
         return texts
 
+    def why(self, reason: str) -> str:
+        """Return what broke the contract, such as ": 3 above 45 degC"; "" for other reasons."""
+        what = self._breaches.get(reason, Counter()).most_common(3)
+        return ": " + ", ".join(f"{count} {each}" for each, count in what) if what else ""
+
     def absent_at_trained_sites(self) -> dict[str, list[str]]:
         """Return training site -> columns without one value there: perhaps its habit."""
         return {
@@ -137,7 +143,12 @@ class Outside:
         mask = np.zeros(len(frame), np.bool_)
         for _, found in repair.repaired(contract, frame, new=True, rows_outside=mask):
             if mask.any():
-                yield f"{found[0].column} breaks the contract", mask.copy()
+                reason = f"{found[0].column} breaks the contract"
+                breaches = self._breaches.setdefault(reason, Counter())
+                for broken in found:
+                    if not broken.expected:  # texts of cells stay out of it
+                        breaches[broken.what.partition(":")[0]] += broken.count
+                yield reason, mask.copy()
                 mask[:] = False  # the next column's
 
     def _of_sites(self, table: Table) -> Iterator[tuple[str, Mask]]:

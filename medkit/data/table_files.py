@@ -22,7 +22,7 @@ def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
         FileNotFoundError: When there is no such file.
         ValueError: When it is empty, no table, or names a column twice.
     """
-    path = _a_file(path)
+    path = table_file(path)
     if path.suffix.lower() in PARQUET:
         return pd.read_parquet(path)
     with _explained(path):
@@ -41,7 +41,7 @@ def table_chunks(
         FileNotFoundError: When there is no such file.
         ValueError: When it is no table, or names a column twice.
     """
-    path = _a_file(path)
+    path = table_file(path)
     found = False
     if path.suffix.lower() in PARQUET:
         parts = _parquet_chunks(path, rows)
@@ -77,7 +77,8 @@ def parquet_file(path: str | Path) -> pq.ParquetFile:
         ) from error
 
 
-def _a_file(path: str | Path) -> Path:
+def table_file(path: str | Path) -> Path:
+    """Return the path of a table; one where no file lies is refused."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(

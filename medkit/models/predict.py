@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from medkit.data.contract.schema import Contract, feature_names
 from medkit.data.outside import Outside, extended
-from medkit.data.table_files import PARQUET, table_chunks
+from medkit.data.table_files import PARQUET, table_chunks, table_file
 from medkit.data.table_module import TableDataModule
 from medkit.data.table_writer import writing
 from medkit.data.tables import Table, read_table
@@ -75,7 +75,7 @@ class Predicted:
 def reason_lines(outside: Outside) -> list[str]:
     """Return how many rows each reason has, the most first."""
     counts = outside.reasons_of.most_common()
-    lines = [f"  {count:>9,}  {reason}" for reason, count in counts[:_SHOWN]]
+    lines = [f"  {n:>9,}  {reason}{outside.why(reason)}" for reason, n in counts[:_SHOWN]]
     return lines + ([f"  and {len(counts) - _SHOWN} more reasons"] if counts[_SHOWN:] else [])
 
 
@@ -123,7 +123,7 @@ def predict(
             f"a prediction needs a run folder with a run.json in it, and {folder.path} has none. "
             "`medkit runs DIR` lists the run folders below DIR."
         )
-    target = _target(source, out, folder, force=force)
+    target = _target(table_file(source), out, folder, force=force)
     model = load(folder.path, stage=stage, horizons=horizons or _horizons(folder))
     dm: TableDataModule = model.dm
     agreed = _contract(dm, contract)
@@ -186,7 +186,8 @@ def _chunks(
 
 def _target(source: Path, out: str | Path | None, folder: RunFolder, *, force: bool) -> Path:
     """Return where to write; refused where something would be lost or patients named."""
-    path = source.with_name(f"{source.stem}.predicted{source.suffix}") if out is None else Path(out)
+    suffix = source.suffix if source.suffix.lower() in PARQUET else ".csv"
+    path = source.with_name(f"{source.stem}.predicted{suffix}") if out is None else Path(out)
     path = path.expanduser().absolute()
     if path.suffix.lower() not in {".csv", *PARQUET}:
         raise ValueError(

@@ -185,7 +185,7 @@ def test_values_that_break_the_contract_are_flagged_by_row(agreed: Path, medkit:
     found = written()["outside"]
     assert code == 0
     assert ["temperature breaks the contract" in found[row] for row in (3, 4, 5)] == [1, 0, 1]
-    assert "        2  temperature breaks the contract" in said
+    assert "2  temperature breaks the contract: 1 not a number, 1 above 45 degC\n" in said
 
 
 def test_a_site_that_measures_in_another_unit_is_flagged_without_a_contract(
@@ -323,7 +323,7 @@ def test_an_error_in_a_later_part_says_from_where_its_rows_are_counted(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "a table must be a CSV or Parquet file"),
+        (None, "a table must be a CSV or Parquet file, and new.csv is none"),
         (b"", "must begin with a line of column names"),
         (b"\xff\xfe\x00a,b\n", "must be UTF-8 text with commas"),
     ],
@@ -336,6 +336,12 @@ def test_a_file_that_is_no_table_is_refused(
     code, said = medkit(bare, "new.csv")
     assert code == 2
     assert words in said
+
+
+def test_a_folder_is_no_table(bare: Path, medkit: Medkit) -> None:
+    code, said = medkit(bare, ".")
+    assert code == 2
+    assert "a table must be a CSV or Parquet file, and . is none" in said
 
 
 def test_a_file_that_is_there_is_replaced_by_force_alone(bare: Path, medkit: Medkit) -> None:
