@@ -100,7 +100,7 @@ class EHRDataModule(TableDataModule):
         num_workers: int = 0,
     ) -> None:
         # plain types only, so that a checkpoint loads with weights_only=True
-        csv_path, ignore = str(csv_path), list(ignore)
+        csv_path, ignore = str(csv_path), as_list(ignore)
         missing_codes = {name: as_list(codes) for name, codes in (missing_codes or {}).items()}
         patient, site = patient or None, site or None
         test_site, split_column = test_site or None, split_column or None

@@ -105,7 +105,7 @@ class SurvivalDataModule(TableDataModule):
         source = csv_path
         # plain types only, so that a checkpoint loads with weights_only=True
         csv_path = "" if isinstance(source, pd.DataFrame) else str(source)
-        ignore = list(ignore)
+        ignore = as_list(ignore)
         missing_codes = {name: as_list(codes) for name, codes in (missing_codes or {}).items()}
         patient, site, start = patient or None, site or None, start or None
         test_site, split_column = test_site or None, split_column or None

@@ -15,6 +15,7 @@ _RIVALS = {
     "logistic": "logistic regression",
     "cox": "penalised Cox regression",
     "boosting": "gradient boosting",
+    "best": "the best possible rule",
 }
 _SIMPLE = ("logistic", "cox")  # to be used unless the net is shown to be better
 _LESS_IS_BETTER = {"brier", "integrated_brier", "ece", "loss", "log_loss", "nll", "mae", "rmse"}
@@ -103,7 +104,10 @@ def _verdict(metric: Metric, of: str, rival: str, whose: str) -> tuple[str, bool
     if of in _AT_BEST:
         return f"differs from {whose}; which is better the difference does not say", False
     better = metric.high < 0 if of in _LESS_IS_BETTER else metric.low > 0
-    return (f"better than {whose}", True) if better else (f"worse: {use}", False)
+    if better:
+        return f"better than {whose}", True
+    # nobody has the best possible rule: it is known where the data are made up
+    return f"worse than {whose}" if rival == "best" else f"worse: {use}", False
 
 
 def _row(name: str, metric: Metric) -> MetricRow:

@@ -180,3 +180,9 @@ def test_a_linear_model_refuses_what_it_can_not_learn_from(x: Any, y: Any, messa
 def test_a_penalty_of_no_strength_is_refused(c: float) -> None:
     with pytest.raises(ValueError, match=r"c must be a number above 0 or 'chosen', got "):
         fit_logistic(X, Y, c=c)
+
+
+def test_one_column_to_ignore_may_be_given_by_its_name(tmp_path: Path) -> None:
+    dm = module(tmp_path, FRAME.assign(note="a word"), ignore="note")
+    dm.setup()
+    assert dm.table.features == ("x",)

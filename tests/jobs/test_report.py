@@ -48,6 +48,7 @@ def between(low: float, high: float) -> Metric:
         ),
         ("auroc_minus_boosting", between(-0.03, -0.01), "worse: use gradient boosting"),
         ("auroc_minus_random_forest", between(0.01, 0.02), "better than random forest"),
+        ("auroc_minus_best", between(-0.03, -0.01), "worse than the best possible rule"),
         ("brier_minus_logistic", between(0.01, 0.02), "worse: use logistic regression"),
         ("brier_minus_logistic", between(-0.02, -0.01), "better than logistic regression"),
         (
@@ -139,6 +140,14 @@ def test_hundreds_of_breaches_stay_readable(run: RunFolder) -> None:
     assert "x0<" not in table
     hidden = 4 * sum(range(1, 41))
     assert f"and 160 more, in ledger.jsonl</th><td>{hidden:,}" in table
+
+
+def test_hundreds_of_metrics_hide_nothing_and_are_folded(run: RunFolder) -> None:
+    write_metrics(run.path / METRICS_NAME, {f"test/m{n:03}": Metric(0.5) for n in range(287)})
+    page = write_report(run).read_text(encoding="utf-8")
+    open_part, folded = page.split("<summary>247 more metrics</summary>")
+    assert open_part.count("<th>test/m") == 40
+    assert folded.count("<th>test/m") == 247
 
 
 def test_a_leak_is_in_the_report_with_its_evidence_and_remedy(run: RunFolder) -> None:
