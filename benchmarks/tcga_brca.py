@@ -34,11 +34,11 @@ from torch import Tensor
 
 from medkit import keyed
 from medkit.data.batches import Batch
+from medkit.data.cox import choose_l2, fit_cox
 from medkit.data.survival import SurvivalDataModule
 from medkit.metrics.spread import mean_over_seeds, sd_over_seeds
 from medkit.metrics.survival import calibration_at, harrell_c, uno_c
 from medkit.models.classifier import warmup_cosine
-from medkit.models.cox import choose_l2, fit_cox
 from medkit.models.survival import LitCox, warm_start
 from medkit.trainer import stable_trainer, start_run
 

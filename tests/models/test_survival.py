@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from medkit import keyed
 from medkit.data.batches import Batch, TableDataset
+from medkit.data.cox import CoxBaseline, fit_cox
+from medkit.data.hazard import breslow
 from medkit.data.survival import SurvivalDataModule
 from medkit.metrics.survival import harrell_c, kaplan_meier
 from medkit.models import survival
-from medkit.models.cox import CoxBaseline, breslow, fit_cox
 from medkit.models.losses import cox_terms
 from medkit.models.survival import LitCox, gather, warm_start
 

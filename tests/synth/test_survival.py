@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from medkit import synth
-from medkit.models.cox import breslow, fit_cox
+from medkit.data.cox import fit_cox
+from medkit.data.hazard import breslow
 from medkit.synth.survival import (
     COLUMNS,
     FOLLOW_UP_DAYS,
