@@ -22,17 +22,13 @@ from medkit.data.table_files import PARQUET, table_chunks, table_file
 from medkit.data.table_module import TableDataModule
 from medkit.data.table_writer import writing
 from medkit.data.tables import Table, read_table
+from medkit.models.predict_notes import notes_on, threshold_of
 from medkit.models.saved import SavedClassifier, SavedCox, load
 from medkit.record.folder import RunFolder
-from medkit.record.results import METRICS_NAME, Metric, read_metrics
 
 ROWS = 16_384  # at a time: a net's inner layers are wider than its rows
 _SHOWN = 12  # reasons on the terminal
 _OWN = {"row", "prob", "prob_logistic", "risk", "risk_cox", "spread", "positive", "outside"}
-_RIVALS = {
-    SavedClassifier: ("/auroc_minus_logistic", "logistic regression", "prob_logistic"),
-    SavedCox: ("/c_index_minus_cox", "penalised Cox regression", "risk_cox"),
-}
 
 
 class OutsideError(ValueError):
@@ -132,7 +128,7 @@ def predict(
     outside = Outside(agreed, dm.preprocessing, dm.sites, held_out=dm.plan.test_site)
     for _, read in _chunks(source, dm, agreed, "reading"):
         outside.see(read)
-    threshold = _threshold(folder) if isinstance(model, SavedClassifier) else None
+    threshold = threshold_of(folder) if isinstance(model, SavedClassifier) else None
     total, ids = 0.0, [name for name in (dm.spec.patient, dm.spec.site) if name is not None]
     with writing(target) as writer:
         for frame, read in _chunks(source, dm, agreed, "predicting", outside.rows):
@@ -156,7 +152,7 @@ def predict(
                 f"{outside.rows:,} are not:\n" + "\n".join(reason_lines(outside)) + "\nCorrect the "
                 "table, or leave --strict out and look at the column `outside`."
             )
-    notes = tuple(_notes(folder, model, agreed, outside, threshold))
+    notes = tuple(notes_on(folder, model, agreed, outside, threshold))
     return Predicted(target, model, outside, total / outside.rows, notes)
 
 
@@ -235,58 +231,6 @@ def _horizons(folder: RunFolder) -> tuple[float, ...]:
     value = parameters.get("horizon")
     survival = "event" in parameters and "target" not in parameters
     return (float(value),) if survival and isinstance(value, int | float) else ()
-
-
-def _threshold(folder: RunFolder) -> float | None:
-    """Return the threshold that the run chose on its validation rows."""
-    found = {n: m.value for n, m in _metrics(folder).items() if n.rpartition("/")[2] == "threshold"}
-    if len(found) > 1:
-        return found.get("val/threshold")
-    return next(iter(found.values()), None)
-
-
-def _metrics(folder: RunFolder) -> dict[str, Metric]:
-    path = folder.path / METRICS_NAME
-    return read_metrics(path) if path.is_file() else {}
-
-
-def _notes(
-    folder: RunFolder,
-    model: SavedClassifier | SavedCox,
-    contract: Contract | None,
-    outside: Outside,
-    threshold: float | None,
-) -> Iterator[str]:
-    if contract is None:
-        yield (
-            "no data contract: units and codes are taken to be those of the table that was "
-            "trained on, and only what is far from its rows is told"
-        )
-    if not outside.preprocessing.low:
-        yield "the checkpoint is older than this medkit: what training rows reached is not in it"
-    unsaid = outside.new_sites.pop("", 0)
-    if unsaid:
-        yield f"{unsaid:,} rows do not say their site: nothing that is a site's own was checked"
-    if outside.new_sites:
-        few = ", ".join(f"{s!r} ({n:,} rows)" for s, n in outside.new_sites.most_common(3))
-        more = f" and {len(outside.new_sites) - 3} more" if len(outside.new_sites) > 3 else ""
-        yield (
-            f"not trained on: site {few}{more}. Probabilities are often wrong in level at another "
-            "hospital even where their order is right: compare them with outcomes there "
-            "(medkit.metrics.calibration) before they are used"
-        )
-    for site, names in outside.absent_at_trained_sites().items():
-        where = f" at {site!r}" if site else ""
-        yield f"no value{where} in {', '.join(names)}: the medians of training stand there"
-    if threshold is not None:
-        yield f"positive: from {threshold:.3g} on, the threshold of the run's metrics.json"
-    metric, rival, column = _RIVALS[type(model)]
-    for name, found in _metrics(folder).items():
-        if name.endswith(metric) and found.low is not None and found.low <= 0:
-            yield (
-                f"the run has not shown its net to rank better than {rival} ({name}): use {column}"
-            )
-            break
 
 
 def predict_command(run_dir: str, table: str, *, out: str | None, **options: Any) -> int:
