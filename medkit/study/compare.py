@@ -106,7 +106,7 @@ def _require_fixed(a: Predictions, b: Predictions, fixed: Collection[str]) -> No
     if len(set(fixed)) == len(SIDES):
         raise ValueError(
             "one recipe at least must draw something for a comparison of recipes; both are said "
-            "to be fixed. For two score vectors use medkit.metrics.auroc_difference."
+            "to be fixed. For two score vectors use medkit.metrics.comparison's auroc_difference."
         )
 
 

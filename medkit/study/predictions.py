@@ -194,6 +194,11 @@ def joined(name: str, parts: Sequence[Part], notes: tuple[str, ...]) -> Predicti
         said.append(
             f"{name} has several rows of a patient and no row ids: they are matched by their order"
         )
+    if len(scores) > 1 and all(np.array_equal(score, scores[0]) for score in scores):
+        said.append(
+            f"all trainings of {name} say the same of every row: it draws nothing, or they are "
+            "copies of one"
+        )
     return Predictions(
         name,
         tuple(part.seed for part in parts),

@@ -75,6 +75,12 @@ def test_predictions_in_memory_are_those_of_a_file(long: Frame, tmp_path: Path) 
     assert Predictions.of("net", y=rows["y"], scores=scores).groups is None
 
 
+def test_copies_of_one_training_are_named_as_such(long: Frame, tmp_path: Path) -> None:
+    first = long["score"].iloc[:40].tolist()
+    found = predictions(written(long.assign(score=first * 3), tmp_path / "copies.csv"))
+    assert "say the same of every row: it draws nothing, or they are copies" in found.notes[0]
+
+
 def test_parquet_and_other_usual_names_are_read(long: Frame, tmp_path: Path) -> None:
     names = {"patient": "Subject_ID", "y": "label", "score": "Prob", "site": "hospital"}
     long.rename(columns=names).to_parquet(tmp_path / "p.parquet")
