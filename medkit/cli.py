@@ -149,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     further = "the run's contract with further sites and their units"
     predict("--contract", metavar="FILE", help=further)
 
+    text = "say whether a gain is real, for other trainings and other patients"
+    _compare_options(add("compare", _compare, text))
+
     add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
     return parser
 
@@ -179,6 +182,27 @@ def _job(args: argparse.Namespace) -> dict[str, Any]:
 
 def _pairs(given: list[list[str]] | None) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in given or ())
+
+
+def _compare_options(add: Callable[..., Any]) -> None:
+    text = (
+        "a run, a folder of runs (such as a sweep's grid point), a table of predictions "
+        "(patient, y, score[, seed, site], or patient, y, seed_0, ...), a folder with a table per "
+        "seed, or published results (method, test, seed, metric)"
+    )
+    add("a", metavar="A", help=text)
+    add("b", metavar="B", nargs="?", help="the other recipe, likewise")
+    add("--aa", action="store_true", help="compare trainings of A with each other")
+    add("--methods", nargs=2, metavar=("A", "B"), help="which two of a table's methods")
+    add("--part", metavar="NAME", help="which predictions of the runs (default: test)")
+    text = "the difference in AUROC that matters (default: 0.01)"
+    add("--gain", type=float, default=0.01, metavar="G", help=text)
+    add("--threshold", type=float, metavar="T", help="flag at it, for F1 and decisions flipped")
+    text = "without --threshold, the share of rows that each training flags (default: 0.2)"
+    add("--flag-rate", type=float, default=0.2, metavar="R", help=text)
+    text = "that recipe draws nothing (logistic regression, say): it has one run"
+    add("--fixed", action="append", default=[], choices=("A", "B"), help=text)
+    add("--json", metavar="FILE", help="write the numbers there too")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -266,6 +290,14 @@ def _as_usage() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+
+
+def _compare(args: argparse.Namespace) -> int:
+    with _as_usage():
+        from medkit.study.compare_command import compare_command
+
+        names = ("aa", "methods", "part", "gain", "threshold", "flag_rate", "fixed", "json")
+        return compare_command(args.a, args.b, **{name: getattr(args, name) for name in names})
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ import pytest
 import medkit
 from medkit import cli
 
-COMMANDS = ("run", "sweep", "params", "runs", "logs", "check", "audit", "predict", "doctor")
+JOBS = ("run", "sweep", "params", "runs", "logs", "check")
+COMMANDS = (*JOBS, "audit", "predict", "compare", "doctor")
 
 
 def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

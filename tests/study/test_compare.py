@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+from medkit import cli
 from medkit.metrics.discrimination import auroc_difference_over_seeds
 from medkit.study.compare import compare
 from medkit.study.compare_command import compare_command, text_of
@@ -165,6 +166,14 @@ def test_recipes_within_the_gain_that_matters_are_called_so(scored) -> None:
     assert found.verdict.startswith("A and B do not differ by 0.05 or more")
 
 
+def test_one_patient_in_a_class_says_nothing_of_others(scored) -> None:
+    _, a, b = scored
+    alone = np.where(np.arange(ROWS) == 5, 1.0, 0.0)
+    found = compare(recipe(alone, a[:5]), recipe(alone, b[:5]))
+    assert found.verdict == "No verdict: one patient in a class says nothing of others."
+    assert found.lines[0].difference.low is None
+
+
 def test_a_gain_must_be_above_0(scored) -> None:
     y, a, b = scored
     with pytest.raises(ValueError, match=r"gain must be above 0, got 0.*smallest difference"):
@@ -235,6 +244,17 @@ def test_a_file_against_itself_is_a_a(scored, tmp_path, capsys) -> None:
 def test_one_recipe_alone_is_refused_unless_a_a_is_meant(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"needs two recipes: .*got a\.csv alone"):
         compare_command("a.csv")
+
+
+def test_the_command_line_compares_and_says_what_is_wrong(scored, tmp_path, capsys) -> None:
+    y, a, b = scored
+    for name, scores in (("a", a[:5]), ("b", b[:1])):
+        write_wide(tmp_path / f"{name}.csv", y, scores)
+    paths = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    assert cli.main(["compare", *paths, "--fixed", "B", "--gain", "0.02"]) == 0
+    assert "a true gain of 0.02 is found in" in capsys.readouterr().out
+    assert cli.main(["compare", paths[0]]) == 2
+    assert "medkit: compare needs two recipes" in capsys.readouterr().err
 
 
 def write_wide(path: Path, y: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
