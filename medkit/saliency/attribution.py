@@ -77,7 +77,15 @@ def integrated_gradients(
             missing where the DataModule scales robustly.
         steps: Points on the way from baseline to row.
         players: Columns whose shares are added up, such as a value and its indicator; None: none.
+
+    Raises:
+        ValueError: For rows, references or steps that can't be.
     """
+    if steps < 1:
+        raise ValueError(
+            f"steps must be at least 1, the points between reference and row, got {steps}. "
+            "64 add up to the logit within some thousandths."
+        )
     known, rows = players_for(players, x), references(baseline, x)
     values, delta = torch.zeros_like(x), torch.zeros_like(x[:, 0])
     with as_used(model):

@@ -72,10 +72,11 @@ def players_for(players: Players | None, x: Tensor) -> Players:
     Raises:
         ValueError: Where ``x`` is no table, or has other columns than the players own.
     """
-    if x.ndim != 2 or len(x) == 0:
+    if x.ndim != 2 or len(x) == 0 or not x.is_floating_point():
         raise ValueError(
-            f"x must be a table of rows and features, (B, F), got shape {tuple(x.shape)}. "
-            "For one row pass x[None]; images have their own functions."
+            "x must be a table of rows and features, (B, F), of floating-point numbers, got shape "
+            f"{tuple(x.shape)} of {x.dtype}. For one row pass x[None]; images have functions of "
+            "their own."
         )
     found = Players.single(x.shape[1]) if players is None else players
     if len(found.of) != x.shape[1]:

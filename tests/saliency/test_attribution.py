@@ -41,5 +41,11 @@ def test_parameters_keep_no_gradient() -> None:
 
 
 def test_something_that_is_not_a_table_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(B, F\), got shape \(3,\).*x\[None\]"):
-        integrated_gradients(nn.Linear(3, 1), torch.ones(3))
+    for rows in (torch.ones(3), torch.ones(0, 3), torch.ones(2, 3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"\(B, F\), of floating.*got shape .*x\[None\]"):
+            integrated_gradients(nn.Linear(3, 1), rows)
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"steps must be at least 1.* got 0\. 64"):
+        integrated_gradients(nn.Linear(3, 1), torch.ones(2, 3), steps=0)
