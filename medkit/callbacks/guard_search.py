@@ -21,9 +21,10 @@ from medkit.callbacks.guard_rows import (
     norm_of,
     replaying,
     rows_of,
-    samples,
     take,
 )
+from medkit.callbacks.guard_step import Seen
+from medkit.callbacks.guard_window import Window
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ class Micro:
         number: Its place in the epoch (``batch_idx``).
         batch: The batch as it was trained on.
         rest: What ``training_step`` got beside it.
+        size: Samples in it; 0 where that cannot be seen.
         loss: Its mean loss; None where ``training_step`` keeps it to itself.
     """
 
     number: int
     batch: Any
     rest: tuple[Any, ...]
+    size: int = 0
     loss: Tensor | None = None
 
 
@@ -54,7 +57,7 @@ class Fault:
         values: Losses and norm, in words.
         losses: Which of this process's micro-batches had a loss over its limit.
         optimizer: Whose step it was.
-        loss_limit: What a micro-batch's loss must not exceed.
+        loss_limits: What their losses must not exceed.
         norm_limit: What the gradient norm of the whole step must not exceed.
         layers: Where it was seen: the first layer, then parameters by their gradients.
         not_finite: Whether a loss or the norm was not finite.
@@ -66,7 +69,7 @@ class Fault:
     values: str
     losses: list[bool]
     optimizer: Optimizer
-    loss_limit: float
+    loss_limits: list[float]
     norm_limit: float
     layers: list[str]
     not_finite: bool
@@ -77,24 +80,26 @@ class Fault:
     def found(
         cls,
         event: str,
-        losses: Sequence[float],
-        norm: float,
-        limits: tuple[float, float],
+        seen: Seen,
+        of_loss: Window,
+        of_norm: Window,
         optimizer: Optimizer,
         names: Sequence[str],
         norms: Sequence[Tensor],
     ) -> Fault:
         """Return the fault of a step with these losses and this norm."""
-        of_loss, of_norm = limits
+        limits = [of_loss.limit_for(size) for size in seen.sizes[seen.mine]]
+        of_step = of_norm.limit_for(sum(seen.sizes))
         ranked = sorted(zip(map(_rank, norms), names, strict=True), reverse=True)
-        shown = ", ".join(f"{loss:.4g}" for loss in losses) or "not known"
+        shown = ", ".join(f"{loss:.4g}" for loss in seen.losses) or "not known"
         return cls(
             event=event,
-            values=f"loss {shown} (limit {of_loss:.4g}), gradient {norm:.4g} ({of_norm:.4g})",
-            losses=[not math.isfinite(loss) or loss > of_loss for loss in losses],
+            values=f"loss {shown} (limit {of_loss.limit:.4g}), gradient {seen.norm:.4g} "
+            f"(limit {of_step:.4g})",
+            losses=seen.over(of_loss)[seen.mine],
             optimizer=optimizer,
-            loss_limit=of_loss,
-            norm_limit=of_norm,
+            loss_limits=limits,
+            norm_limit=of_step,
             layers=[name for _, name in ranked],
             not_finite=event.startswith("non-finite"),
         )
@@ -116,9 +121,10 @@ def find_rows(trainer: pl.Trainer, fault: Fault, micros: Sequence[Micro]) -> Non
     one_by_one = fault.losses if any(fault.losses) else [True] * len(micros)
     module = trainer.lightning_module
     if module.automatic_optimization or hasattr(module, "loss_terms"):
-        for micro, look in zip(micros, one_by_one, strict=False):
+        limits = fault.loss_limits or [math.inf] * len(micros)
+        for micro, look, limit in zip(micros, one_by_one, limits, strict=False):
             if look:
-                _look_at(trainer, fault, micro, len(micros), found)
+                _look_at(trainer, fault, micro, limit, len(micros), found)
     if trainer.world_size > 1:
         everybody: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(everybody, found)
@@ -132,10 +138,11 @@ def _look_at(
     trainer: pl.Trainer,
     fault: Fault,
     micro: Micro,
+    loss_limit: float,
     count: int,
     found: tuple[list[Row], list[str], list[str]],
 ) -> None:
-    size = samples(micro.batch)
+    size = micro.size
     if not size:
         return
     look = _Look(trainer, micro, size)
@@ -146,7 +153,7 @@ def _look_at(
             if not all_finite(micro.batch):
                 layer = "the batch itself"
             found[2].extend([f"{layer} (forward)"] if layer else [])
-            places = at_fault(look.loss, size, fault.loss_limit)
+            places = at_fault(look.loss, size, loss_limit)
             if not places:  # the norm of a step is of a mean over its micro-batches and processes
                 limit = fault.norm_limit * count * trainer.world_size
                 places = at_fault(lambda part: look.norm(part, fault.optimizer), size, limit)

@@ -42,10 +42,10 @@ class Before:
         self._were: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._counted: list[tuple[Metric, int, dict[str, Any]]] = []
-        self._attributes: list[tuple[str, Any, int]] = []
+        self._attributes: dict[str, Any] = {}
+        self._lengths: list[tuple[list[Any], int]] = []
         self._logged: dict[str, dict[str, Any]] = {}
 
-    @torch.no_grad()
     def take(self) -> None:
         """Remember now."""
         if self._small:
@@ -58,11 +58,8 @@ class Before:
             kept.take(_buffer(at))
         if self._metrics:
             self._counted = [(m, m._update_count, _states(m)) for m in self._metrics]
-        self._attributes = [
-            (name, value, len(value) if type(value) is list else 0)
-            for name, value in vars(self._trainer.lightning_module).items()
-            if name not in _HIDDEN
-        ]
+        self._attributes = own = dict(vars(self._trainer.lightning_module))
+        self._lengths = [(value, len(value)) for value in own.values() if type(value) is list]
         results = self._trainer.fit_loop.epoch_loop._results
         self._logged = {
             key: {name: vars(one).get(name) for name in _COUNTED} for key, one in results.items()
@@ -82,13 +79,11 @@ class Before:
                     setattr(metric, name, value)
                 metric._update_count = count
         own = vars(self._trainer.lightning_module)
-        known = {name for name, _, _ in self._attributes}
-        for name in [name for name in own if name not in known and name not in _HIDDEN]:
+        for name in [name for name in own if name not in self._attributes]:
             del own[name]
-        for name, value, length in self._attributes:
-            own[name] = value
-            if type(value) is list:
-                del value[length:]
+        own.update({k: v for k, v in self._attributes.items() if k not in _HIDDEN})
+        for grown, length in self._lengths:
+            del grown[length:]
         results = self._trainer.fit_loop.epoch_loop._results
         for key in [key for key in results if key not in self._logged]:
             del results[key]

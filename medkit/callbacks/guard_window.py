@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE, LEAST, EVERY = 128, 32, 8
+SIZE, LEAST, EVERY = 128, 32, 16
 _MAD_TO_SD, _Q90_TO_SD = 1.482602, 1 / 1.281552  # of a normal distribution
 _NODES = 81
 
@@ -40,9 +40,23 @@ class Window:
         self.limit = math.inf  # until LEAST values are there
         self._values: deque[float] = deque(maxlen=SIZE)
         self._since = 0
+        self._most = 0  # samples of a value
 
-    def add(self, value: float) -> None:
-        """Take in a value that is in order; the limit is set anew at every 8th."""
+    def limit_for(self, samples: int) -> float:
+        """Return what the mean over so many samples must not exceed.
+
+        In a smaller batch, the last of an epoch say, each sample counts for more.
+        """
+        return self.limit * self._most / samples if 0 < samples < self._most else self.limit
+
+    def add(self, value: float, samples: int) -> None:
+        """Take in a value that is in order; the limit is set anew at every 16th.
+
+        One over less than half as many samples as others spreads more, and stays out.
+        """
+        self._most = max(self._most, samples)
+        if 2 * samples < self._most:
+            return
         self._values.append(value)
         self._since += 1
         if self._since >= EVERY and len(self._values) >= LEAST:
@@ -57,16 +71,22 @@ class Window:
     def forget(self) -> None:
         """Begin anew: what is measured has changed (layers were unfrozen)."""
         self._values.clear()
-        self.limit, self._since = math.inf, 0
+        self.limit, self._since, self._most = math.inf, 0, 0
 
     def state(self) -> dict[str, Any]:
         """Return values, limit and count as plain types."""
-        return {"values": list(self._values), "limit": self.limit, "since": self._since}
+        return {
+            "values": list(self._values),
+            "limit": self.limit,
+            "since": self._since,
+            "most": self._most,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self._values = deque(state["values"], maxlen=SIZE)
         self.limit, self._since = float(state["limit"]), int(state["since"])
+        self._most = int(state["most"])
 
     def _new_limit(self) -> float:
         values = np.sort(np.fromiter(self._values, np.float64, len(self._values)))

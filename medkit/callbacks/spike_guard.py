@@ -8,14 +8,13 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from medkit.callbacks import guard_step
 from medkit.callbacks.guard_policy import GuardSettings, Policy
-from medkit.callbacks.guard_rows import Row, norm_of, rows_of, without
+from medkit.callbacks.guard_rows import Row, norm_of, rows_of, samples, without
 from medkit.callbacks.guard_search import Fault, Micro, find_rows
 from medkit.callbacks.guard_state import Before
 from medkit.callbacks.guard_window import Window
@@ -69,6 +68,7 @@ class SpikeGuard(pl.Callback):
         self._guarding = False
         self._begin()
 
+    logs_nothing = True  # in its hooks: they need not be entered by Lightning
     # passed over by Lightning, see KeyedSteps
     on_train_batch_start = on_train_batch_end = on_before_zero_grad = None  # type: ignore[assignment]
     on_before_backward = on_after_backward = None  # type: ignore[assignment]
@@ -153,7 +153,7 @@ class SpikeGuard(pl.Callback):
             self.policy.snapshot(trainer)
         if self.policy.set_aside:
             batch = self._without_rows(trainer, batch, number)
-        micro = Micro(number, batch, rest)
+        micro = Micro(number, batch, rest, samples(batch))
         self._micros.append(micro)
         output = training_step(batch, *rest)
         loss = output.get("loss") if isinstance(output, Mapping) else output
@@ -182,29 +182,24 @@ class SpikeGuard(pl.Callback):
         if not weights:
             return
         norms = norm_of([p.grad for p in weights if p.grad is not None])
-        total = guard_step.unscaled(
-            trainer, optimizer, torch.linalg.vector_norm(torch.stack(norms))
-        )
-        losses = [micro.loss for micro in self._micros if micro.loss is not None]
-        mine, every, norm = guard_step.gather(trainer, losses, total)
+        losses = [(micro.loss, micro.size) for micro in self._micros if micro.loss is not None]
+        seen = guard_step.gather(trainer, losses, norms)
+        seen.norm = guard_step.unscaled(trainer, optimizer, seen.norm)
         window, gradients = self._norms[number]
-        in_order = not guard_step.what_is_wrong(every, 0.0, self._losses, window)
-        if in_order and guard_step.found_inf(trainer, norm):
+        if guard_step.found_inf(trainer, seen.norm) and not any(seen.over(self._losses)):
             return  # the scaler looks for its scale, and leaves the step out itself
         if gradients != len(weights):  # layers were frozen or unfrozen
             window.forget()
             self._norms[number] = (window, len(weights))
         self.policy.steps += 1
-        event = guard_step.what_is_wrong(every, norm, self._losses, window)
+        event = seen.what_is_wrong(self._losses, window)
         if event:
-            limits = (self._losses.limit, window.limit)
             names = [self._names.get(id(p), "unnamed") for p in weights]
-            self._faults.append(Fault.found(event, mine, norm, limits, optimizer, names, norms))
+            fault = Fault.found(event, seen, self._losses, window, optimizer, names, norms)
+            self._faults.append(fault)
             self._hold.void(optimizer)
             return
-        for loss in every:
-            self._losses.add(loss)
-        window.add(norm)
+        seen.add_to(self._losses, window)
         self.policy.good += 1
         if self.policy.lr_scale != 1.0:
             self._hold.lower_rates(optimizer, self.policy.lr_scale)

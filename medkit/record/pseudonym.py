@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def _key(path: Path) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another process was first: its key counts
+        except FileExistsError:  # another process was first: its key counts, once it is written
+            for _ in range(200):
+                if path.stat().st_size:
+                    break
+                time.sleep(0.01)
             return _key(path)
         with os.fdopen(fd, "w") as handle:
             handle.write(secrets.token_hex(32))

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
+from benchmarks._spikes import BATCHES, ROWS, SIZE, Net, Watch, loader, rows
 from medkit.callbacks.guard_policy import GuardSettings, TrainingUnstableError
 from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.spike_guard import SpikeGuard
-from tests.callbacks.spike_subjects import BATCHES, ROWS, SIZE, Net, Watch, loader, rows
 
 SMALL = GuardSettings(snapshot_every=5)
+
+
+@pytest.fixture(autouse=True)
+def _same_nets_in_each_order_of_tests() -> None:
+    torch.manual_seed(0)
 
 
 def fit(

@@ -10,8 +10,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks._kills import Kill, differing, outcome, until_done
+from benchmarks._spikes import BATCHES, Net, loader, rows
 from medkit.callbacks.guard_policy import GuardSettings, TrainingUnstableError
 from medkit.callbacks.guard_rows import at_fault, take, without
 from medkit.callbacks.guard_state import not_finite
@@ -22,10 +24,14 @@ from medkit.record.ledger import Ledger
 from medkit.record.pseudonym import pseudonym
 from medkit.trainer import stable_trainer, start_run
 from tests.callbacks.small import training
-from tests.callbacks.spike_subjects import BATCHES, Net, loader, rows
 
 pytestmark = pytest.mark.usefixtures("_as_before_a_run")
 POISON = {17: torch.nan, 40: torch.inf}
+
+
+@pytest.fixture(autouse=True)
+def _same_nets_in_each_order_of_tests() -> None:
+    torch.manual_seed(0)
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -98,15 +104,16 @@ def test_where_nobody_knows_the_rows_their_places_are_named(quiet: dict[str, Any
 def test_a_row_that_is_only_too_large_is_set_aside_the_second_time(tmp_path: Path) -> None:
     data = loader(rows(bad={17: -1e5}))
 
-    class Flat(Net):
-        """Sees the bad row from the fourth epoch on: limits need values in order."""
+    class Heavy(Net):
+        """One row counts for ten thousand from the fourth epoch on: limits need a past."""
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            if self.training and self.current_epoch < 3:
-                batch = [batch[0].clamp(-5, 5), batch[1]]
-            return super().training_step(batch, batch_idx)
+            losses = F.cross_entropy(self.net(batch[0].clamp(-5, 5)), batch[1], reduction="none")
+            if self.current_epoch >= 3:
+                losses = losses * torch.where(batch[0][:, 1] < -1e4, 1e4, 1.0)
+            return losses.mean()
 
-    net = Flat(norm=False)
+    net = Heavy(norm=False)
     guard = guard_of(fit(tmp_path / "run", net, data, epochs=7))
     told = [(e["event"], e["action"], e["epoch"]) for e in guard.events]
     assert [action for _, action, _ in told] == ["step skipped", "step skipped", "rows set aside"]
@@ -231,16 +238,26 @@ def test_false_alarms_are_as_rare_as_stated(count: int, rate: float) -> None:
 def test_a_window_knows_no_limit_before_it_has_seen_enough() -> None:
     window = Window(1e-6, 3.0)
     for _ in range(31):
-        window.add(1.0)
+        window.add(1.0, 8)
     assert window.limit == float("inf")
-    for _ in range(9):
-        window.add(1.0)
+    for _ in range(16):
+        window.add(1.0, 8)
     assert window.limit == pytest.approx(3.0)
     assert threshold(32, 1e-6) > threshold(128, 1e-6) > 4.75
+
+
+def test_a_smaller_batch_may_spread_more() -> None:
+    window = Window(1e-6, 3.0)
+    for _ in range(32):
+        window.add(1.0, 64)
+    window.add(2.9, 9)
+    assert window.limit_for(64) == pytest.approx(3.0)
+    assert window.limit_for(16) == pytest.approx(12.0)
+    assert window.median == 1.0
 
 
 def test_losses_without_a_logarithm_have_a_limit_too() -> None:
     window = Window(1e-6, 3.0)
     for number in range(64):
-        window.add(-1.0 + 0.01 * (number % 10))
+        window.add(-1.0 + 0.01 * (number % 10), 8)
     assert -1.0 < window.limit < 2.0
