@@ -175,13 +175,14 @@ def _host(value: Any) -> Any:
 
 def not_finite(module: nn.Module) -> list[str]:
     """Return the parameters and buffers that are not finite; ``-inf`` in a buffer is a mask."""
-    bad = [name for name, p in module.named_parameters() if not _finite(p)]
-    for name, buffer in module.named_buffers():
-        if buffer.is_floating_point() and bool((buffer.isnan() | (buffer == torch.inf)).any()):
-            bad.append(name)
-    return bad
+    weights = [(name, _numbers(p)) for name, p in module.named_parameters()]
+    buffers = [(name, _numbers(b)) for name, b in module.named_buffers() if b.is_floating_point()]
+    bad = [name for name, value in weights if not bool(value.isfinite().all())]
+    return bad + [name for name, b in buffers if bool((b.isnan() | (b == torch.inf)).any())]
 
 
-def _finite(value: Tensor) -> bool:
+def _numbers(value: Tensor) -> Tensor:
     value = value.detach()
-    return bool(torch.isfinite(value._values() if value.is_sparse else value).all())
+    if value.layout == torch.strided:
+        return value
+    return value._values() if value.layout == torch.sparse_coo else value.values()

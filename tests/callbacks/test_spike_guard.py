@@ -266,6 +266,7 @@ def test_a_masks_minus_infinity_is_not_a_failure() -> None:
     net = nn.Linear(2, 2)
     net.register_buffer("mask", torch.full((2, 2), -torch.inf))
     assert not_finite(net) == []
+    net.register_buffer("edges", torch.eye(2).to_sparse())
     net.register_buffer("mean", torch.tensor([torch.nan]))
     assert not_finite(net) == ["mean"]
 
