@@ -1,7 +1,7 @@
 """Faults in a training under the guard: is the state as before them, and does the run end well?
 
-Faults (NaN and infinite inputs, infinite losses and gradients, a loss 10,000 times too large) at
-random steps of small trainings: a net in fp32, one that gathers four micro-batches a step, and one
+Faults (NaN and infinite inputs, infinite losses and gradients, and from the fourth epoch on, when
+limits are known, a loss 10,000 times too large) at random steps of small trainings: a net in fp32, one that gathers four micro-batches a step, and one
 with BatchNorm, dropout and averaged weights. Compared bit for bit before the fault's window and
 after it: weights, buffers, optimizer, scheduler, averages, step count, logged means, attributes.
 
@@ -121,9 +121,9 @@ def _faults(rng: random.Random, size: int) -> dict[tuple[int, int], str]:
     found: dict[tuple[int, int], str] = {}
     while len(found) < FAULTS_A_RUN:
         kind = rng.choice(KINDS)
-        # finite faults are seen once 32 values in order have set a limit
-        first = EARLIEST_LARGE * (4 if size > 1 else 1) if kind == "large" else 0
-        epoch, batch = rng.randrange(first % EPOCHS, EPOCHS), rng.randrange(BATCHES)
+        # what is finite is seen once 32 losses in order have set a limit: three epochs
+        first = EARLIEST_LARGE if kind == "large" else 0
+        epoch, batch = rng.randrange(first, EPOCHS), rng.randrange(BATCHES)
         windows = {(e, b // size) for e, b in found}
         if (epoch, batch // size) not in windows:
             found[epoch, batch] = kind

@@ -62,7 +62,8 @@ def stable_trainer(
         checkpoint_every_n_steps: A resume point every so many optimizer steps; None for none.
         checkpoint_every_s: A resume point when so many seconds have passed; None for none.
         keep_checkpoints: Resume points kept.
-        spike_guard: False switches the guard against non-finite and exploding steps off.
+        spike_guard: When :class:`~medkit.callbacks.spike_guard.SpikeGuard` holds a step back;
+            False leaves it out. One of your own among ``callbacks`` takes its place.
         **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
             one device, no bar when a launcher shows progress, no model summary.
 
@@ -100,22 +101,18 @@ def stable_trainer(
         if isinstance(callback, ModelCheckpoint) and _names_each_once(callback, options):
             # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
             callback._enable_version_counter = False
-    guards: list[pl.Callback] = []
-    own = any(isinstance(callback, SpikeGuard) for callback in callbacks)
-    if spike_guard is not False and not own:
-        guards.append(
-            SpikeGuard(
-                GuardSettings() if spike_guard is True else spike_guard,
-                on_event=partial(run.ledger.append, stage=name),
-                name_row=pseudonym,
-            )
-        )
+    guards = [callback for callback in callbacks if isinstance(callback, SpikeGuard)]
+    if not guards and spike_guard is not False:
+        guards = [SpikeGuard(GuardSettings() if spike_guard is True else spike_guard)]
+        callbacks = [*guards, *callbacks]
+    for guard in guards:
+        guard.on_event = guard.on_event or partial(run.ledger.append, stage=name)
+        guard.name_row = guard.name_row or pseudonym
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
         callbacks=[
             KeyedSteps(seed=run.seed, name=name, on_inexact=run.mark_inexact),
-            *guards,
             *callbacks,
             ProgressFile(
                 run.folder.subfolder("logs"),
@@ -128,7 +125,7 @@ def stable_trainer(
     )
     lighten(trainer)
     points.identity = settings(trainer, options["deterministic"])
-    points.identity["spike_guard"] = repr(spike_guard)
+    points.identity["spike_guard"] = repr([guard.settings for guard in guards])
     return trainer
 
 

@@ -134,7 +134,7 @@ def _states(metric: Metric) -> dict[str, Any]:
 def snapshot(trainer: pl.Trainer) -> dict[str, Any]:
     """Return copies, in host memory, of weights, buffers, optimizers and averaged weights."""
     return {
-        "weights": {name: _host(value) for name, value in _tensors(trainer.lightning_module)},
+        "weights": {name: _host(value) for name, value in _moving(trainer.lightning_module)},
         "optimizers": [_host(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers],
         "averaged": [_host(dict(model.state_dict())) for model in _averaged(trainer)],
     }
@@ -143,8 +143,9 @@ def snapshot(trainer: pl.Trainer) -> dict[str, Any]:
 @torch.no_grad()
 def go_back(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
     """Put a :func:`snapshot` back; rates, schedules and the step count stay as they are."""
-    for name, value in _tensors(trainer.lightning_module):
-        value.copy_(saved["weights"][name])
+    for name, value in _moving(trainer.lightning_module):
+        if name in saved["weights"]:  # else unfrozen since
+            value.copy_(saved["weights"][name])
     for optimizer, state in zip(trainer.optimizers, saved["optimizers"], strict=True):
         # load_state_dict may take the tensors as they are, and the next step would write into them
         groups = optimizer.state_dict()["param_groups"]
@@ -153,8 +154,9 @@ def go_back(trainer: pl.Trainer, saved: dict[str, Any]) -> None:
         model.load_state_dict(state)
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+def _moving(module: nn.Module) -> list[tuple[str, Tensor]]:
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return [*trained, *module.named_buffers()]
 
 
 def _averaged(trainer: pl.Trainer) -> list[nn.Module]:

@@ -114,7 +114,7 @@ class SpikeGuard(pl.Callback):
         self._micros: list[Micro] = []
         self._faults: list[Fault] = []
         self._void = False
-        self._weights = [guard_step.weights_of(optimizer) for optimizer in trainer.optimizers]
+        self._weights: dict[int, tuple[int, list[Tensor]]] = {}
         self._names = {id(p): name for name, p in pl_module.named_parameters()}
         missing = len(trainer.optimizers) - len(self._norms)
         self._norms += [(self._window(), 0) for _ in range(missing)]
@@ -178,7 +178,11 @@ class SpikeGuard(pl.Callback):
         if not self._guarding:
             return
         number = next(n for n, one in enumerate(trainer.optimizers) if one is optimizer)
-        weights = [p for p in self._weights[number] if p.grad is not None]
+        groups, weights = self._weights.get(number, (0, []))
+        if groups != len(optimizer.param_groups):  # the first time, or layers were unfrozen
+            weights = guard_step.weights_of(optimizer)
+            self._weights[number] = (len(optimizer.param_groups), weights)
+        weights = [p for p in weights if p.grad is not None]
         if not weights:
             return
         norms = norm_of([p.grad for p in weights if p.grad is not None])

@@ -14,12 +14,17 @@ from torch.nn import functional as F
 
 from benchmarks._kills import Kill, differing, outcome, until_done
 from benchmarks._spikes import BATCHES, Net, loader, rows
+from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.callbacks.guard_policy import GuardSettings, TrainingUnstableError
 from medkit.callbacks.guard_rows import at_fault, take, without
 from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.guard_window import Window, threshold
 from medkit.callbacks.spike_guard import SpikeGuard
 from medkit.data.loader import keyed
+from medkit.jobs.control import JobControl
+from medkit.jobs.ending import judge
+from medkit.jobs.execution import Result
+from medkit.record.folder import RunFolder
 from medkit.record.ledger import Ledger
 from medkit.record.pseudonym import pseudonym
 from medkit.trainer import stable_trainer, start_run
@@ -148,6 +153,34 @@ def test_without_a_guard_the_run_has_failed(tmp_path: Path) -> None:
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())
     assert recorded["status"] == "failed"
     assert "net.0.weight" in recorded["stages"]["fit"]["not_finite"]
+
+
+def test_a_job_whose_notebook_ends_well_has_failed_with_such_weights(tmp_path: Path) -> None:
+    fit(tmp_path / "run", Net(), spike_guard=False)
+    ending = judge(Result("done"), RunFolder(tmp_path / "run"), JobControl(), 0)
+    assert ending.status == "failed"
+    assert "stage 'fit' ended in weights that are not finite: ['net.0.weight'" in ending.error
+
+
+def test_ones_own_guard_takes_the_place_of_the_default_and_writes_into_the_ledger(
+    tmp_path: Path,
+) -> None:
+    own = SpikeGuard(GuardSettings(patience=7))
+    trainer = fit(tmp_path / "run", Net(), callbacks=[own])
+    guards = [c for c in trainer.callbacks if isinstance(c, SpikeGuard)]  # type: ignore[attr-defined]
+    assert guards == [own]
+    assert len(lines(tmp_path / "run")) == len(own.events) > 0
+
+
+def test_a_resume_under_other_settings_of_the_guard_is_refused(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", seed=3)
+    options: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
+    stable_trainer(run, **options).fit(Net(), keyed(loader()))
+    again = stable_trainer(run, **options, spike_guard=False)
+    with pytest.raises(SettingsChangedError, match="spike_guard"):
+        again.fit(
+            Net(), keyed(loader()), ckpt_path=str(tmp_path / "run/checkpoints/fit/finished.ckpt")
+        )
 
 
 def test_with_it_the_run_is_done(tmp_path: Path) -> None:
