@@ -1,9 +1,10 @@
 """Faults in a training under the guard: is the state as before them, and does the run end well?
 
 Faults (NaN and infinite inputs, infinite losses and gradients, and from the fourth epoch on, when
-limits are known, a loss 10,000 times too large) at random steps of small trainings: a net in fp32, one that gathers four micro-batches a step, and one
-with BatchNorm, dropout and averaged weights. Compared bit for bit before the fault's window and
-after it: weights, buffers, optimizer, scheduler, averages, step count, logged means, attributes.
+limits are known, a loss 10,000 times too large) at random steps of small trainings: a net in fp32,
+one that gathers four micro-batches a step, and one with BatchNorm, dropout and averaged weights.
+Compared bit for bit before the fault's window and after it: weights, buffers, optimizer, scheduler,
+averages, step count, logged means, attributes.
 
 Then rows of the sample hospitals' table are poisoned after all cleaning, and the net of the EHR
 recipe is trained on them: its validation AUROC and loss must lie inside the 99 % prediction
