@@ -66,7 +66,9 @@ def take(batch: Any, index: Sequence[int], size: int) -> Any:
 def samples(batch: Any) -> int:
     """Return the length of the first tensor in a batch, 0 where there is none."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 0
+        return batch.shape[0] if batch.ndim else 0
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
+        return int(batch[0].shape[0])  # as most are
     parts = batch.values() if isinstance(batch, Mapping) else batch
     if isinstance(parts, list | tuple) or isinstance(batch, Mapping):
         return next((found for found in map(samples, parts) if found), 0)

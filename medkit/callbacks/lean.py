@@ -99,9 +99,7 @@ def _post_backward(written: _Written, original: Any, tensor: Tensor, module: Any
 
 
 def _after_closure(written: _Written, original: Any, model: Any, optimizer: Any) -> None:
-    if "on_before_optimizer_step" not in written and not written.clips():
-        return
-    if written.quiet is None or written.clips():
+    if written.clips() or written.quiet is None:
         original(model, optimizer)
         return
     for callback in written.quiet:  # the kit's own, which log nothing there

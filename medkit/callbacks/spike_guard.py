@@ -43,7 +43,7 @@ class SpikeGuard(pl.Callback):
     and rows are looked for only where it has ``loss_terms``. Rows can be set aside where they are
     known: by the batch's field ``row`` or a keyed loader. Callbacks of others that average weights
     at each batch, whatever ``global_step`` says, go on doing so. Not guarded, with a warning:
-    LBFGS, and strategies other than one device and DDP.
+    LBFGS, strategies other than one device and DDP, and a module of several members trained apart.
 
     Args:
         settings: When to step in, and how far to go.
@@ -182,23 +182,23 @@ class SpikeGuard(pl.Callback):
         if groups != len(optimizer.param_groups):  # the first time, or layers were unfrozen
             weights = guard_step.weights_of(optimizer)
             self._weights[number] = (len(optimizer.param_groups), weights)
-        weights = [p for p in weights if p.grad is not None]
-        if not weights:
+        pairs = [(p, gradient) for p in weights if (gradient := p.grad) is not None]
+        if not pairs:
             return
-        norms = norm_of([p.grad for p in weights if p.grad is not None])
+        norms = norm_of([gradient for _, gradient in pairs])
         losses = [(micro.loss, micro.size) for micro in self._micros if micro.loss is not None]
         seen = guard_step.gather(trainer, losses, norms)
         seen.norm = guard_step.unscaled(trainer, optimizer, seen.norm)
         window, gradients = self._norms[number]
         if guard_step.found_inf(trainer, seen.norm) and not any(seen.over(self._losses)):
             return  # the scaler looks for its scale, and leaves the step out itself
-        if gradients != len(weights):  # layers were frozen or unfrozen
+        if gradients != len(pairs):  # layers were frozen or unfrozen
             window.forget()
-            self._norms[number] = (window, len(weights))
+            self._norms[number] = (window, len(pairs))
         self.policy.steps += 1
         event = seen.what_is_wrong(self._losses, window)
         if event:
-            names = [self._names.get(id(p), "unnamed") for p in weights]
+            names = [self._names.get(id(p), "unnamed") for p, _ in pairs]
             fault = Fault.found(event, seen, self._losses, window, optimizer, names, norms)
             self._faults.append(fault)
             self._hold.void(optimizer)
@@ -259,4 +259,6 @@ def _why_not(trainer: pl.Trainer) -> str:
         return f"{type(strategy).__name__} keeps gradients where they cannot be looked at whole"
     if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
         return "LBFGS takes several looks at each step"
+    if getattr(trainer.lightning_module, "trained_apart", False):
+        return "its members are trained apart, and a step skipped for one would be for all"
     return ""
