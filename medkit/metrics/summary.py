@@ -14,6 +14,7 @@ from medkit.metrics.checks import labels_and_scores, named_codes
 from medkit.metrics.comparison import auroc_difference
 from medkit.metrics.discrimination import auprc, auroc, prevalence
 from medkit.metrics.survival import brier_at, calibration_at, harrell_c, uno_c
+from medkit.metrics.within import auroc_difference_within, auroc_within
 from medkit.record.results import Metric
 
 _LINE = ("calibration_slope", "calibration_intercept")
@@ -73,7 +74,7 @@ def compared(
     stage: str,
     seed: int = 0,
     groups: ArrayLike | None = None,
-    strata: ArrayLike | None = None,
+    within: ArrayLike | None = None,
     threshold: float | Mapping[str, float] | None = None,
     calibration: bool = False,
     draws: int = 1000,
@@ -95,7 +96,10 @@ def compared(
         stage: Such as "test" or "test/site_b".
         seed: Decides what is drawn (for ECE's interval).
         groups: Patient of each row, ``(N,)``.
-        strata: Site of each row, ``(N,)``.
+        within: Place of each row, ``(N,)``, where each was scored by a model of its own, as where
+            each hospital is left out in turn. Of several places only rows of the same one are
+            ranked against each other (:mod:`medkit.metrics.within`), there is no ``auprc``, and
+            other numbers are about patients of the same places, in the same shares.
         threshold: Chosen on other rows; one for all, or each its own by name.
         calibration: Report slope, intercept and ECE as well.
         draws: How many.
@@ -110,26 +114,34 @@ def compared(
         )
     labels = np.asarray(y)
     one_class = len(np.unique(labels)) < 2
+    if within is not None and len(named_codes(within, len(labels), "within")[0]) < 2:
+        within = None
     found: dict[str, Metric] = {}
     for name, prob in probs.items():
         own = threshold.get(name) if isinstance(threshold, Mapping) else threshold
+        whose = f"{stage}/{name}" if name else stage
         found |= _scored(
             labels,
             prob,
-            stage=f"{stage}/{name}" if name else stage,
+            stage=whose,
             seed=seed,
             groups=groups,
-            strata=strata,
+            strata=within,
             threshold=own,
             calibration=calibration,
             draws=draws,
         )
-        if name:
-            found[f"{stage}/auroc_minus_{name}"] = (
-                Metric(float("nan"), n=len(labels), method="AUROC difference; one class only")
-                if one_class
-                else auroc_difference(labels, probs[""], prob, groups=groups)
-            )
+        if within is not None:
+            found[f"{whose}/auroc"] = auroc_within(labels, prob, within, groups=groups)
+            del found[f"{whose}/auprc"]
+        if not name:
+            continue
+        gap = Metric(float("nan"), n=len(labels), method="AUROC difference; one class only")
+        if within is not None:
+            gap = auroc_difference_within(labels, probs[""], prob, within, groups=groups)
+        elif not one_class:
+            gap = auroc_difference(labels, probs[""], prob, groups=groups)
+        found[f"{stage}/auroc_minus_{name}"] = gap
     return found
 
 
