@@ -248,7 +248,13 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _audit(args: argparse.Namespace) -> int:
+    roles = {role: getattr(args, role) for role in ("target", "patient", "site", "split")}
     with _as_usage():
+        if Path(args.path).is_dir():
+            from medkit.data.leakage.runs import require_no_options
+
+            options = roles if args.label_shuffle else roles | {"out": args.out}
+            require_no_options(options)
         if args.label_shuffle:
             if args.table:
                 raise ValueError(
@@ -259,14 +265,11 @@ def _audit(args: argparse.Namespace) -> int:
 
             return shuffle_command(args.path, out=args.out, command=args.words)
         if Path(args.path).is_dir():
-            from medkit.data.leakage.runs import audit_run
+            from medkit.data.leakage.runs import audit_command
 
-            found = audit_run(args.path, csv_path=args.table)
-            sys.stdout.write(found.text())
-            return 1 if found.leaks else 0
+            return audit_command(args.path, csv_path=args.table)
         from medkit.data.contract.proposal import audit_csv
 
-        roles = {role: getattr(args, role) for role in ("target", "patient", "site", "split")}
         sys.stdout.write(audit_csv(args.path, args.out, **roles))
     return 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import erfc, exp, lgamma, log, sqrt
 from typing import Any
 
@@ -55,6 +56,38 @@ def report(findings: Sequence[Finding]) -> str:
     lines = [", ".join(f"{n} {s if n == 1 else plural[s]}" for s, n in counts.items())]
     lines += [str(finding) for finding in worst_first(findings)]
     return "\n".join(lines) + "\n"
+
+
+def grouped(found: Sequence[tuple[Sequence[str], Finding]], count: int) -> list[Finding]:
+    """Return each finding once, with how many of the ``count`` stages have it, and which.
+
+    Notes that differ in their decimals alone are one, with the numbers of the first.
+
+    Args:
+        found: Stages, and what was found in them.
+        count: How many there are; of one alone nothing is said.
+    """
+    same: dict[tuple[str, str, str], tuple[Finding, list[str], set[str]]] = {}
+    for stages, finding in found:
+        note = finding.severity == "note"
+        said = re.sub(r"\d+\.\d+", "", finding.sentence) if note else finding.sentence
+        first = same.setdefault((finding.severity, finding.check, said), (finding, [], set()))
+        first[1].extend(stages)
+        first[2].add(finding.sentence)
+    if count == 1:
+        return [finding for finding, _, _ in same.values()]
+    return [
+        replace(finding, sentence=f"{finding.sentence} ({_in(stages, count, len(said) > 1)})")
+        for finding, stages, said in same.values()
+    ]
+
+
+def _in(stages: Sequence[str], count: int, differ: bool) -> str:
+    numbers = f"; numbers of {stages[0]}" if differ else ""
+    if len(stages) == count:
+        return f"in all {count} stages{numbers}"
+    more = ", ..." if len(stages) > 3 else ""
+    return f"in {len(stages)} of {count} stages: {', '.join(stages[:3])}{more}{numbers}"
 
 
 def to_ledger(findings: Sequence[Finding], ledger: Ledger) -> None:

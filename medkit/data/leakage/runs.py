@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medkit.data.ehr import EHRDataModule
+from medkit.data.leakage import held_out
 from medkit.data.leakage.audit import audit, recorded
-from medkit.data.leakage.findings import Finding, report, worst_first
+from medkit.data.leakage.findings import Finding, grouped, report, worst_first
 from medkit.data.preprocessing import Preprocessing
-from medkit.data.splits import PARTS, Split
+from medkit.data.splits import Split
 from medkit.data.survival import SurvivalDataModule
 from medkit.data.table_module import TableDataModule
 from medkit.data.tables import Table
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import sha256_file
 from medkit.record.folder import RunFolder
-from medkit.record.pseudonym import key_path, pseudonym
 
 NEVER_SEEN = (
     "what was done to the table before it was written: values imputed, columns chosen or made on "
@@ -65,6 +64,11 @@ class _Stored:
     state: Mapping[str, Any]
     settings: Mapping[str, Any]
 
+    @property
+    def data(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What stages on the same data have in common."""
+        return self.state, self.settings
+
 
 def audit_run(run_dir: str | Path, *, csv_path: str | Path | None = None) -> RunAudit:
     """Audit a run by its checkpoints and predictions; its folder stays as it is.
@@ -83,22 +87,55 @@ def audit_run(run_dir: str | Path, *, csv_path: str | Path | None = None) -> Run
             "`medkit runs DIR` lists the run folders below DIR."
         )
     found = RunAudit()
-    tables: list[tuple[Table, Split]] = []
-    known: list[tuple[Any, Any]] = []
+    stages: list[tuple[str, Table, Split]] = []
+    alike: list[tuple[_Stored, list[str]]] = []  # stages on the same data: the first, all names
+    of_stages: list[tuple[list[str], Finding]] = []
     for stored in _checkpoints(folder, found):
-        same = (stored.state, stored.settings)
-        if same in known:
+        names = next((n for s, n in alike if s.data == stored.data), None)
+        if names is not None:
             found.checked.append(f"stage {stored.stage}: data as in an earlier stage")
+            names.append(stored.stage)
             continue
-        known.append(same)
+        alike.append((stored, names := [stored.stage]))
         at = _audit_stage(stored, folder, csv_path, found)
         if at is not None:
-            tables.append(at)
-    if not known:
+            stages.append((stored.stage, *at[:2]))
+            of_stages += [(names, finding) for finding in at[2]]
+    if not alike:
         found.unchecked.append("table, split and transformers: no checkpoint knows them")
-    _predictions(folder, tables, found)
+    known = {stage for stage, _, _ in stages}
+    count = sum(len(names) for stored, names in alike if stored.stage in known)
+    found.findings += grouped(of_stages, count)
+    _predictions(folder, stages, found)
     found.findings = worst_first(found.findings)
     return found
+
+
+def require_no_options(given: Mapping[str, str | None]) -> None:
+    """Refuse options for a table where a run is audited, name -> what was said."""
+    if wrong := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f"a run is audited by the columns it was trained with, and {', '.join(wrong)} was "
+            "given. Leave it out, or name the table instead of the run."
+        )
+
+
+def audit_command(run_dir: str | Path, *, csv_path: str | Path | None) -> int:
+    """Audit a run, and say what was found; return the exit code.
+
+    Raises:
+        ValueError: Where there is nothing to judge by.
+    """
+    found = audit_run(run_dir, csv_path=csv_path)
+    if not (found.findings or found.checked):
+        status = RunFolder(run_dir).read().get("status")
+        raise ValueError(
+            "an audit needs a checkpoint with its data, or predictions, and in this run there is "
+            f"nothing to judge by (its status is {status!r}): {'; '.join(found.unchecked)}. "
+            "Finish the run, or audit its table: medkit audit TABLE."
+        )
+    sys.stdout.write(found.text())
+    return 1 if found.leaks else 0
 
 
 def _checkpoints(folder: RunFolder, found: RunAudit) -> Iterator[_Stored]:
@@ -130,7 +167,7 @@ def _checkpoints(folder: RunFolder, found: RunAudit) -> Iterator[_Stored]:
 
 def _audit_stage(
     stored: _Stored, folder: RunFolder, csv_path: str | Path | None, found: RunAudit
-) -> tuple[Table, Split] | None:
+) -> tuple[Table, Split, list[Finding]] | None:
     """Set the data up again and audit them with the transformers that the checkpoint keeps."""
     path = _table_path(stored, folder, csv_path)
     if path is None:
@@ -157,7 +194,7 @@ def _audit_stage(
     if table is None or split is None:
         raise RuntimeError("setup() must leave table and split, and it left none. Report this.")
     after, known = recorded(dm.contract)
-    found.findings += audit(
+    findings = audit(
         table,
         split,
         Preprocessing.from_state(stored.state["preprocessing"]),
@@ -170,7 +207,7 @@ def _audit_stage(
     found.checked.append(
         f"stage {stored.stage}: {path.name}, {len(table.y)} rows, its split and transformers"
     )
-    return table, split
+    return table, split, findings
 
 
 def _table_path(stored: _Stored, folder: RunFolder, given: str | Path | None) -> Path | None:
@@ -181,62 +218,30 @@ def _table_path(stored: _Stored, folder: RunFolder, given: str | Path | None) ->
     return next((place for place in places if place.is_file()), None)
 
 
-def _predictions(folder: RunFolder, tables: list[tuple[Table, Split]], found: RunAudit) -> None:
+def _predictions(
+    folder: RunFolder, stages: list[tuple[str, Table, Split]], found: RunAudit
+) -> None:
     """Predictions for val and test must be of val and test rows, and of different ones."""
     import pandas as pd
 
-    files = sorted((folder.path / "predictions").glob("*.parquet"))
-    rows = {}
-    for path in files:
+    files: dict[str, list[str]] = {}
+    for path in sorted((folder.path / "predictions").glob("*.parquet")):
         try:
-            rows[path.stem] = pd.read_parquet(path, columns=["row"])["row"].tolist()
+            rows = pd.read_parquet(path, columns=["row"])["row"].tolist()
         except (OSError, ValueError, KeyError) as error:  # pyarrow's too: torn, or another's file
             reason = " ".join(str(error).split())[:120]
             found.unchecked.append(f"predictions/{path.name} can't be read ({reason})")
-    part_of = _pseudonyms(tables)
-    for name, there in rows.items():
-        stage = next((p for p in PARTS if name == p or name.startswith((f"{p}_", f"{p}-"))), "")
-        parts = [part_of[row] for row in there if row in part_of]
-        if stage in {"val", "test"} and parts:
-            wrong = sum(part != stage for part in parts)
-            found.checked.append(f"predictions/{name}.parquet: {len(parts)} rows and their part")
-            if wrong:
-                trained = sum(part == "train" for part in parts)
-                found.findings.append(
-                    Finding(
-                        "leak",
-                        "predictions",
-                        f"predictions {name!r} hold {wrong} rows that are not in {stage}, "
-                        f"{trained} of them trained on.",
-                        {"name": name, "rows": wrong, "trained": trained},
-                        f"Score dm.rows({stage!r}) alone.",
-                    )
-                )
-        elif stage:
-            why = "no table to compare with" if not tables else "the pseudonyms' key is another"
+            continue
+        if held_out.part_of(path.stem) in {"val", "test"}:
+            files[path.stem] = rows
+    tables = held_out.tables_of(stages) if files else []
+    judged = {name: held_out.judge(name, rows, tables) for name, rows in files.items()}
+    why = "the pseudonyms' key is another" if stages else "no table to compare with"
+    for name, known in judged.items():
+        if known is None:
             found.unchecked.append(f"predictions/{name}.parquet: which rows they are ({why})")
-        for other, others in rows.items():
-            both = set(there) & set(others)
-            if stage == "val" and other.startswith("test") and both:
-                found.findings.append(
-                    Finding(
-                        "leak",
-                        "predictions",
-                        f"{len(both)} rows are in predictions {name!r} and in {other!r}: the test "
-                        "was used to choose.",
-                        {"names": [name, other], "rows": len(both)},
-                        "Draw validation and test apart.",
-                    )
-                )
-
-
-def _pseudonyms(tables: list[tuple[Table, Split]]) -> dict[str, str]:
-    """Return row pseudonym -> part; empty where this machine has no key."""
-    if not key_path().exists():  # an audit must not make one
-        return {}
-    part_of = {}
-    for table, split in tables:
-        for part in PARTS:
-            for row in np.asarray(split.part(part)).tolist():
-                part_of[pseudonym(f"{table.patient[row]}:{row}")] = part
-    return part_of
+        else:
+            found.checked.append(f"predictions/{name}.parquet: {known.rows} rows and their part")
+    if len({held_out.part_of(name) for name in files}) == 2:
+        found.checked.append("predictions: whether rows are in both val and test")
+    found.findings += held_out.of_predictions(files, judged)

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 
+from medkit import cli
 from medkit.data.ehr import EHRDataModule
+from medkit.data.leakage.findings import Finding, grouped
 from medkit.data.leakage.rerun import judge_shuffled, shuffled_parameters, shuffled_table
 from medkit.data.leakage.runs import audit_run
 from medkit.data.preprocessing import fit
@@ -19,17 +21,23 @@ from medkit.record.folder import RunFolder
 from medkit.record.pseudonym import pseudonym
 from tests.data.leakage.cases import ENCOUNTERS, alarms, numbers, of
 
-SETTINGS: dict[str, Any] = {"target": "died", "site": "site", "test_fraction": 0.2}
+SETTINGS: dict[str, Any] = {"target": "died", "site": "site"}
 
 
-def trained(folder: RunFolder, quiet: dict[str, Any], csv_path: Path = ENCOUNTERS) -> EHRDataModule:
+def trained(
+    folder: RunFolder,
+    quiet: dict[str, Any],
+    csv_path: Path = ENCOUNTERS,
+    stage: str = "fit",
+    **settings: Any,
+) -> EHRDataModule:
     """Write the checkpoint of a training of one step."""
-    dm = EHRDataModule(csv_path, **SETTINGS)
+    dm = EHRDataModule(csv_path, **(settings or {"test_fraction": 0.2}), **SETTINGS)
     dm.setup()
     model = LitClassifier("medkit.models.nets:mlp", {"inputs": dm.num_features, "hidden": [2]})
     trainer = pl.Trainer(**quiet, max_steps=1, limit_val_batches=0)
     trainer.fit(model, dm)
-    trainer.save_checkpoint(folder.stage_dir("fit") / "last.ckpt")
+    trainer.save_checkpoint(folder.stage_dir(stage) / "last.ckpt")
     return dm
 
 
@@ -52,15 +60,12 @@ def test_a_clean_run_is_audited_from_its_folder(folder: RunFolder, quiet: dict[s
     found = audit_run(folder.path)
     assert alarms(found.findings) == []
     assert found.leaks == 0
-    assert (
-        found.checked
-        == [
-            "stage fit: encounters.csv, 2000 rows, its split and transformers",
-            "predictions/test_inside.parquet: 400 rows and their part",
-            "predictions/val.parquet: 403 rows and their part",
-        ]
-        or len(found.checked) == 3
-    )
+    assert found.checked == [
+        "stage fit: encounters.csv, 2000 rows, its split and transformers",
+        f"predictions/test_inside.parquet: {len(dm.split.test)} rows and their part",
+        f"predictions/val.parquet: {len(dm.split.val)} rows and their part",
+        "predictions: whether rows are in both val and test",
+    ]
     assert found.text().startswith("0 leaks, 0 suspicious, 1 note\n")
 
 
@@ -93,12 +98,105 @@ def test_test_predictions_of_training_rows_are_found(
 def test_rows_that_are_validated_and_tested_on_are_found_without_the_table(
     folder: RunFolder, quiet: dict[str, Any]
 ) -> None:
-    dm = EHRDataModule(ENCOUNTERS, **SETTINGS)
+    dm = EHRDataModule(ENCOUNTERS, test_fraction=0.2, **SETTINGS)
     dm.setup()
     predict(folder, "val", dm, "val")
     predict(folder, "test", dm, "val")
     found = of(audit_run(folder.path).findings, "predictions")
     assert [f.evidence["rows"] for f in found] == [len(dm.split.val)]
+
+
+def rows_of(dm: EHRDataModule, rows: Any) -> dict[str, Any]:
+    return {
+        "row": [pseudonym(f"{dm.table.patient[row]}:{row}") for row in rows],
+        "score": np.full(len(rows), 0.5),
+    }
+
+
+@pytest.fixture
+def hospitals(
+    folder: RunFolder, quiet: dict[str, Any]
+) -> tuple[RunFolder, dict[str, EHRDataModule]]:
+    """Each of two hospitals held out in turn, with the predictions of each."""
+    dms = {
+        site: trained(folder, quiet, stage=f"site_{site.lower()}_fold0", test_site=site)
+        for site in "AB"
+    }
+    for site, dm in dms.items():
+        predict(folder, f"test_site_{site.lower()}", dm, "test")
+        predict(folder, f"val_site_{site.lower()}", dm, "val")
+    return folder, dms
+
+
+def test_hospitals_held_out_in_turn_are_no_leak(
+    hospitals: tuple[RunFolder, dict[str, EHRDataModule]],
+) -> None:
+    folder, dms = hospitals
+    both = [row for dm in dms.values() for row in rows_of(dm, dm.split.test)["row"]]
+    pd.DataFrame({"row": both}).to_parquet(folder.path / "predictions" / "test.parquet")
+    found = audit_run(folder.path)
+    assert alarms(found.findings) == []
+    assert sum("rows and their part" in line for line in found.checked) == 5
+
+
+def test_a_hospital_predicted_by_a_model_that_was_trained_on_it_is_a_leak(
+    hospitals: tuple[RunFolder, dict[str, EHRDataModule]],
+) -> None:
+    folder, dms = hospitals
+    wrong = pd.DataFrame(rows_of(dms["A"], dms["B"].split.test))  # as the other's file says
+    wrong.to_parquet(folder.path / "predictions" / "test_site_a.parquet")
+    found = of(audit_run(folder.path).findings, "predictions")
+    assert found[0].evidence["rows"] == len(wrong)
+    assert found[0].evidence["trained"] == np.isin(dms["B"].split.test, dms["A"].split.train).sum()
+
+
+def test_rows_that_one_fold_each_has_not_seen_are_no_leak(
+    folder: RunFolder, quiet: dict[str, Any]
+) -> None:
+    dms = [
+        trained(folder, quiet, stage=f"fold{fold}", test_site="C", folds=2, fold=fold)
+        for fold in (0, 1)
+    ]
+    rows = np.concatenate([dm.split.val for dm in dms])
+    pd.DataFrame(rows_of(dms[0], rows)).to_parquet(folder.subfolder("predictions") / "val.parquet")
+    found = audit_run(folder.path)
+    assert alarms(found.findings) == []
+    pd.DataFrame(rows_of(dms[0], rows)).to_parquet(folder.path / "predictions" / "test.parquet")
+    assert audit_run(folder.path).leaks == 2  # not of the test, and in val too
+
+
+def test_what_all_folds_have_in_common_is_said_once() -> None:
+    odd = Finding("suspicious", "duplicates", "2 rows are equal.")
+    coin = [Finding("note", "label shuffle", f"AUROC 0.{n} on held-out rows.") for n in (500, 501)]
+    pairs = [(["fold0"], coin[0]), (["fold1", "fold2"], coin[1]), (["fold2"], odd)]
+    assert [finding.sentence for finding in grouped(pairs, 3)] == [
+        "AUROC 0.500 on held-out rows. (in all 3 stages; numbers of fold0)",
+        "2 rows are equal. (in 1 of 3 stages: fold2)",
+    ]
+    assert grouped([(["fit"], odd)], 1) == [odd]
+
+
+def test_a_run_that_trained_nothing_is_no_clean_run(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.update(status="failed")
+    assert cli.main(["audit", str(folder.path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "there is nothing to judge by (its status is 'failed'): table, split" in said.err
+    assert "Finish the run, or audit its table" in said.err
+
+
+@pytest.mark.parametrize("option", ["--target", "--site", "--out"])
+@pytest.mark.parametrize("shuffle", [[], ["--label-shuffle"]])
+def test_a_table_option_is_refused_for_a_run(
+    option: str, shuffle: list[str], folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(["audit", str(folder.path), option, "x", *shuffle])
+    said = capsys.readouterr().err
+    assert code == 2
+    refused = f"was trained with, and {option} was given. Leave it out"
+    assert (refused in said) == (not shuffle or option != "--out")
 
 
 def test_what_could_not_be_checked_is_said(folder: RunFolder) -> None:
