@@ -23,6 +23,7 @@ from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.callbacks.resume import ResumePoints
 from medkit.callbacks.spike_guard import SpikeGuard
+from medkit.callbacks.step_hashes import step_hashes
 from medkit.data.loader import keyed
 from medkit.record.checkpoints import FINISHED
 from medkit.record.pseudonym import pseudonym
@@ -119,6 +120,7 @@ def stable_trainer(
                 name=name,
                 cpu_before=0.0 if headless else run.cpu_before,  # a launched process is all its run
             ),
+            *step_hashes(run.folder.subfolder("logs") / name, name),
             points,
         ],
         **options,

@@ -150,11 +150,12 @@ def _sample_digest(loader: KeyedLoader) -> str:
         one = place
         if loader.batch_size is not None or hasattr(place.rows, "__len__"):
             one = PlaceBatch(place.epoch, place.batch, place.start, place.rows[:1])
-        _feed(digest, loader.fetch(one))
+        feed(digest, loader.fetch(one))
     return digest.hexdigest()
 
 
-def _feed(digest: Any, value: Any) -> None:
+def feed(digest: Any, value: Any) -> None:
+    """Feed the bits of tensors, arrays and plain values, containers included, to a hash."""
     if isinstance(value, torch.Tensor):
         for part in bits(value):
             digest.update(part.numpy().data)
@@ -163,10 +164,10 @@ def _feed(digest: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         for key in value:
             digest.update(str(key).encode())
-            _feed(digest, value[key])
+            feed(digest, value[key])
     elif isinstance(value, list | tuple):
         for item in value:
-            _feed(digest, item)
+            feed(digest, item)
     elif isinstance(value, int | float | str | bool):
         digest.update(repr(value).encode())
 

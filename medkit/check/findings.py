@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from medkit.callbacks.own_code import is_theirs
 from medkit.check.compare import Culprit
-from medkit.check.trace import is_theirs
 
 PROMISES = {
     "positions": "every sample has a place in its epoch",

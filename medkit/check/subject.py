@@ -16,7 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from medkit.check.trace import is_theirs
+from medkit.callbacks.own_code import is_theirs
 from medkit.data.loader import keyed
 
 SEED = 0
@@ -78,10 +78,8 @@ def load(module_spec: str, data_spec: str) -> Subject:
     Raises:
         SpecError: Saying what was tried, and what is there instead.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    make_module, module_root = _factory(module_spec)
-    make_data, data_root = _factory(data_spec)
+    make_module, module_root = factory(module_spec)
+    make_data, data_root = factory(data_spec)
 
     def module() -> pl.LightningModule:
         built = _call(make_module, module_spec)
@@ -107,7 +105,14 @@ def load(module_spec: str, data_spec: str) -> Subject:
     return Subject(module_spec, data_spec, module, data, (module_root, data_root))
 
 
-def _factory(spec: str) -> tuple[Callable[[], Any], str]:
+def factory(spec: str) -> tuple[Callable[[], Any], str]:
+    """Return what ``package:Name`` names, and the folder of its package.
+
+    Raises:
+        SpecError: Saying what was tried, and what is there instead.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     name, _, attribute = spec.partition(":")
     if not name or not attribute:
         raise SpecError(

@@ -7,13 +7,10 @@ line (``sys.settrace``) a digest of every variable that can be told.
 from __future__ import annotations
 
 import inspect
-import site
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 from unittest import mock
@@ -22,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import medkit
+from medkit.callbacks.own_code import is_theirs
 from medkit.check.digest import digest
 from medkit.keyed import get_globals
 
@@ -195,24 +192,3 @@ def _variables(frame: FrameType) -> Iterator[tuple[str, Any]]:
             "numpy.random"
         ):
             yield f"global {name}", value
-
-
-def is_theirs(file: str, roots: tuple[str, ...] = ()) -> bool:
-    """Whether a file is somebody's own code: not Python's, not installed, not the kit's."""
-    if not Path(file).is_absolute():  # "<string>", torch's made-up modules
-        return False
-    if roots and file.startswith(roots):
-        return True
-    return not file.startswith(_not_theirs())
-
-
-def _not_theirs() -> tuple[str, ...]:
-    if not _PLACES:
-        paths = sysconfig.get_paths()
-        places = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-        places |= {*site.getsitepackages(), str(Path(medkit.__file__).parent)}
-        _PLACES.extend(sorted(f"{place.rstrip('/')}/" for place in places))
-    return tuple(_PLACES)
-
-
-_PLACES: list[str] = []
