@@ -43,6 +43,11 @@ exit codes:
   1  --strict, and a row is outside; nothing written
   2  the table, the run or the usage is wrong; nothing written
 """
+CERTIFY = """exit codes:
+  0  equal bit for bit
+  1  they differ; what is to blame is said
+  2  wrong usage, or the job failed
+A run of `MEDKIT_HASH_STEPS=1 medkit run ...` is compared step by step when it is certified."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -152,7 +157,23 @@ def _parser() -> argparse.ArgumentParser:
     text = "say whether a gain is real, for other trainings and other patients"
     _compare_options(add("compare", _compare, text))
 
-    add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
+    text = "train a notebook in fresh processes: the same bits, or what is to blame"
+    certify = add("certify", _certify, text, CERTIFY)
+    certify("path", metavar="NOTEBOOK|RUN_DIR", nargs="?", help="a finished run: compared as well")
+    text = "set a parameter; `medkit params NOTEBOOK` lists them"
+    certify("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help=text)
+    certify("-f", "--file", metavar="FILE", help="parameters from YAML; -p wins")
+    certify("--repeats", type=int, default=2, metavar="N", help="fresh processes (default: 2)")
+    certify("--device", default="", metavar="D", help="auto, cpu, gpu or gpu:1")
+    text = "the certificate (default: <notebook>.certificate.json, RUN_DIR/certificate.json)"
+    certify("--out", metavar="FILE", help=text)
+    certify("--verify", metavar="FILE", help="check a certificate, train nothing")
+
+    doctor = add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
+    text = "package:factory of a net: which of its operations vary on an accelerator, and swaps"
+    doctor("--model", metavar="SPEC", help=text)
+    text = "with --model: the input's shape, such as 1,1,64,64,64 (default: example_input_array)"
+    doctor("--input", default="", metavar="SHAPE", help=text)
     return parser
 
 
@@ -303,7 +324,28 @@ def _compare(args: argparse.Namespace) -> int:
         return compare_command(args.a, args.b, **{name: getattr(args, name) for name in names})
 
 
+def _certify(args: argparse.Namespace) -> int:
+    with _as_usage():
+        from medkit.jobs.plan import Request
+        from medkit.study.certificate_command import certify_command
+
+        request = Request(
+            notebook="",
+            given=_pairs(args.parameter),
+            values_file=args.file,
+            out=args.out,
+            device=args.device,
+            command=args.words,
+        )
+        return certify_command(args.path, request, repeats=args.repeats, verify=args.verify)
+
+
 def _doctor(args: argparse.Namespace) -> int:
+    if args.model:
+        with _as_usage():
+            from medkit.check.scan import scan_command
+
+            return scan_command(args.model, args.input)
     from medkit.jobs.doctor import doctor_command
 
     return doctor_command()

@@ -19,7 +19,7 @@ REPORT_NAME = "report.html"
 _FACTS = (
     *("notebook", "command", "seed", "split_seed", "start", "end", "interrupted_by", "cost"),
     *("git", "code_sha256", "notebook_sha256", "weights_sha256", "data", "hardware_class"),
-    "environment",
+    *("environment", "certificate"),
 )
 _TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 {%- block any_cell -%}
