@@ -7,6 +7,7 @@ may leave logistic regression is decided by the rows that each of them has not s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ from medkit.models.member import Floats, Member, Scores, held_out_weight
 from medkit.record.checkpoints import newest_sound
 from medkit.record.files import read_json, write_json
 
-__all__ = ["FoldEnsemble", "Member", "Scores", "fit_folds"]
+__all__ = ["FoldEnsemble", "Member", "Scores", "fit_folds", "stage_names"]
+
+_LONGEST = 60  # of a stage name the file system takes 100, and numbers are put behind it
 
 
 @dataclass(frozen=True)
@@ -237,6 +240,25 @@ def fit_folds(
         weight = held_out_weight(members)
     write_json(run.dir / "checkpoints" / f"{name}.json", {"weight": weight})
     return FoldEnsemble(tuple(members), weight)
+
+
+def stage_names(sites: Sequence[str], *, prefix: str = "site_") -> dict[str, str]:
+    """Return for each site what its stages, files and metrics are called, no two alike.
+
+    Letters, digits, "_", "-" and "." stay, other characters become "_", and all is lower case, as
+    some file systems don't tell A from a; names that would be the same are numbered::
+
+        stage_names(["A", "St. Mary/x", "a"])
+        # {"A": "site_a", "St. Mary/x": "site_st._mary_x", "a": "site_a_2"}
+    """
+    names: dict[str, str] = {}
+    for site in sites:
+        plain = prefix + re.sub(r"[^a-z0-9_.-]", "_", site.lower())[:_LONGEST]
+        name, number = plain, 1
+        while name in names.values():
+            name, number = f"{plain}_{number + 1}", number + 1
+        names[site] = name
+    return names
 
 
 def _order(batches: Sequence[Batch]) -> NDArray[np.int64]:

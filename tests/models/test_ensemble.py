@@ -12,9 +12,10 @@ import torch
 
 from medkit.data.ehr import EHRDataModule
 from medkit.models.baseline import fit_boosting
-from medkit.models.ensemble import FoldEnsemble, fit_folds
+from medkit.models.ensemble import FoldEnsemble, fit_folds, stage_names
 from medkit.models.member import best_weight
 from medkit.models.tabular import warm_classifier
+from medkit.record.files import safe_name
 from medkit.synth.ehr import MISSING_CODES, make_hospitals
 from medkit.trainer import Run, keyed, stable_trainer, start_run
 
@@ -267,3 +268,21 @@ def test_with_no_weight_the_ensemble_is_logistic_regression(
 ) -> None:
     said = FoldEnsemble(whole[1].members, weight=0.0).test()
     np.testing.assert_allclose(said.prob, said.baseline, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("sites", "names"),
+    [
+        (["A", "va"], ["site_a", "site_va"]),
+        (["A", "St. Mary/x", "a"], ["site_a", "site_st._mary_x", "site_a_2"]),
+        (["a b", "a/b", "a b_2", "A_B"], ["site_a_b", "site_a_b_2", "site_a_b_2_2", "site_a_b_3"]),
+        (["北京", "上海"], ["site___", "site____2"]),
+        (["x" * 200, "x" * 201], ["site_" + "x" * 60, "site_" + "x" * 60 + "_2"]),
+    ],
+    ids=["ordinary", "slashes and cases", "numbers", "other letters", "long"],
+)
+def test_stages_are_named_after_their_sites_and_no_two_alike(
+    sites: list[str], names: list[str]
+) -> None:
+    assert stage_names(sites) == dict(zip(sites, names, strict=True))
+    assert [safe_name(f"{name}_fold4") for name in names] == [f"{name}_fold4" for name in names]
