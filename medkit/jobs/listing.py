@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medkit.jobs.notebook import UsageError
-from medkit.jobs.tables import as_text, metric_rows
+from medkit.jobs.tables import as_text, headline
 from medkit.record.checkpoints import FINISHED, checkpoints, clean, digest_path
 from medkit.record.folder import RUN_NAME, RunFolder, run_folders
 from medkit.record.lock import is_locked
@@ -51,20 +51,10 @@ def _row(run: RunFolder, root: Path) -> tuple[str, ...]:
 def _headline(run: RunFolder) -> str:
     path = run.path / METRICS_NAME
     try:
-        rows = metric_rows(read_metrics(path)) if path.is_file() else []
+        row = headline(read_metrics(path)) if path.is_file() else None
     except ValueError:
         return f"{METRICS_NAME} is damaged"
-    if not rows:
-        return ""
-    row = min(rows, key=lambda row: _headline_rank(row.name))
-    return f"{row.name} {row.value} {row.interval}".strip()
-
-
-def _headline_rank(name: str) -> tuple[int, bool]:
-    """Order metrics by what runs are best compared by: validation, not test, and the AUROC."""
-    stage, _, metric = name.partition("/")
-    stages = ("val", "test", "train")
-    return (stages.index(stage) if stage in stages else len(stages), "auroc" not in metric.lower())
+    return "" if row is None else f"{row.name} {row.value} {row.interval}".strip()
 
 
 def _prune(runs: list[RunFolder], *, unfinished: bool, yes: bool) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medkit.record.results import Metric
 
 _FIRST = ("test", "val", "train")
+_RANKING = ("auroc", "c_index", "harrell_c", "uno_c")
+_MAIN = (*_RANKING, "auprc", "brier", "calibration_slope")
 _DIFFERENCE = re.compile(r"(?P<stage>.+)/(?P<metric>[^/]+?)_minus_(?P<rival>[^/]+)")
 _RIVALS = {
     "logistic": "logistic regression",
@@ -37,13 +40,48 @@ class MetricRow:
 
 
 def metric_rows(metrics: Mapping[str, Metric]) -> list[MetricRow]:
-    """Return what a reader wants first first: test, then val, then train, then the rest."""
+    """Return what a reader wants first first.
 
-    def rank(name: str) -> tuple[int, str]:
-        stage = name.split("/")[0]
-        return (_FIRST.index(stage) if stage in _FIRST else len(_FIRST), name)
-
+    That is test, then val, then train, then the rest; in each the model before its rivals (those
+    it is compared with), and before all else how it ranks and whether its probabilities hold.
+    """
+    rank = _rank(metrics)
     return [_row(name, metrics[name]) for name in sorted(metrics, key=rank) if name != "run/quick"]
+
+
+def headline(metrics: Mapping[str, Metric]) -> MetricRow | None:
+    """Return the number that says most of a run: how its model ranks, in test before val.
+
+    No threshold, for none is better than another; None where there is nothing else.
+    """
+    rank = _rank(metrics)
+
+    def worth(name: str) -> tuple[Any, ...]:
+        stage, of_rival, *rest = rank(name)
+        return (of_rival, stage >= _FIRST.index("train"), not _ranks(name), stage, *rest)
+
+    names = [n for n in metrics if n != "run/quick" and n.rpartition("/")[2] != "threshold"]
+    best = min(names, key=worth, default=None)
+    return None if best is None else _row(best, metrics[best])
+
+
+def _rank(metrics: Mapping[str, Metric]) -> Callable[[str], tuple[Any, ...]]:
+    """Return what names are sorted by: stage, whether a rival's, place, and what they measure."""
+    found = (_DIFFERENCE.fullmatch(name) for name in metrics)
+    rivals = {match["rival"] for match in found if match}
+
+    def rank(name: str) -> tuple[Any, ...]:
+        *place, metric = name.split("/")
+        stage = _FIRST.index(place[0]) if place and place[0] in _FIRST else len(_FIRST)
+        among = _MAIN.index(metric) if metric in _MAIN else len(_MAIN)
+        return (stage, not rivals.isdisjoint(place), among == len(_MAIN), place, among, metric)
+
+    return rank
+
+
+def _ranks(name: str) -> bool:
+    """Whether a metric says how well its model ranks."""
+    return name.rpartition("/")[2] in _RANKING
 
 
 @dataclass(frozen=True)
@@ -104,6 +142,8 @@ def _verdict(metric: Metric, of: str, rival: str, whose: str) -> tuple[str, bool
     if of in _AT_BEST:
         return f"differs from {whose}; which is better the difference does not say", False
     better = metric.high < 0 if of in _LESS_IS_BETTER else metric.low > 0
+    if better and rival == "best":  # by chance once in forty samples
+        return f"better than {whose}, which cannot be: is this the truth of these rows?", False
     if better:
         return f"better than {whose}", True
     # nobody has the best possible rule: it is known where the data are made up

@@ -39,9 +39,18 @@ def test_runs_are_listed_with_their_status_as_it_is(medkit, tmp_path: Path) -> N
     ("names", "headline"),
     [
         (("test/auprc", "test/auroc"), "test/auroc"),
-        (("test/auroc", "val/auprc", "val/auroc"), "val/auroc"),
-        (("test/auroc", "val/brier"), "val/brier"),
+        (("val/auroc", "test/auroc"), "test/auroc"),
+        (("val/auroc", "test/brier"), "val/auroc"),
         (("test/auprc", "train/auroc"), "test/auprc"),
+        (("val/site_c/threshold", "test/site_c/brier"), "test/site_c/brier"),
+        (("test/a/auroc_minus_b", "test/a/b/auroc", "test/a/auroc"), "test/a/auroc"),
+        (("test/a/auroc_minus_b", "test/a/b/auroc", "test/a/brier"), "test/a/brier"),
+        (
+            ("test/cox/c_index", "test/kit/c_index", "test/kit/c_index_minus_cox"),
+            "test/kit/c_index",
+        ),
+        (("test/site_b/auroc", "test/auroc"), "test/auroc"),
+        (("resume/equal", "run/quick"), "resume/equal"),
     ],
 )
 def test_the_headline_is_what_runs_are_best_compared_by(
@@ -50,6 +59,14 @@ def test_the_headline_is_what_runs_are_best_compared_by(
     run = RunFolder.create(tmp_path / "runs" / "a", status="done")
     write_metrics(run.path / "metrics.json", dict.fromkeys(names, 0.5))
     assert f" {headline} 0.5" in medkit("runs", tmp_path / "runs").out
+
+
+def test_a_threshold_alone_is_no_headline(medkit, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs" / "a", status="done")
+    write_metrics(run.path / "metrics.json", {"val/threshold": 0.28})
+    said = medkit("runs", tmp_path / "runs").out
+    assert " done " in said
+    assert "0.28" not in said
 
 
 def test_runs_inside_a_run_folder_are_neither_listed_nor_pruned(medkit, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from medkit.data.contract.breaches import to_ledger as write_breaches
 from medkit.data.leakage.findings import Finding
 from medkit.data.leakage.findings import to_ledger as write_findings
 from medkit.jobs.report import write_report
-from medkit.jobs.tables import comparisons
+from medkit.jobs.tables import comparisons, metric_rows
 from medkit.record.folder import RunFolder
 from medkit.record.results import METRICS_NAME, Metric, write_metrics
 
@@ -21,6 +21,7 @@ from medkit.record.results import METRICS_NAME, Metric, write_metrics
 def head_of(run: RunFolder) -> str:
     """Return what a reader sees above the cells, without tags."""
     head = write_report(run).read_text(encoding="utf-8").split("<main>")[0].split("<body>")[1]
+    head = head.replace("<wbr>", "")
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", head)).split())
 
 
@@ -49,6 +50,11 @@ def between(low: float, high: float) -> Metric:
         ("auroc_minus_boosting", between(-0.03, -0.01), "worse: use gradient boosting"),
         ("auroc_minus_random_forest", between(0.01, 0.02), "better than random forest"),
         ("auroc_minus_best", between(-0.03, -0.01), "worse than the best possible rule"),
+        (
+            "auroc_minus_best",
+            between(-0.01, 0.02),
+            "not shown to differ from the best possible rule",
+        ),
         ("brier_minus_logistic", between(0.01, 0.02), "worse: use logistic regression"),
         ("brier_minus_logistic", between(-0.02, -0.01), "better than logistic regression"),
         (
@@ -70,6 +76,29 @@ def test_what_an_interval_says_of_a_net_and_its_rival(
     [found] = comparisons({f"test/site_c/{name}": metric, "test/site_c/auroc": Metric(0.8)})
     assert found.verdict == verdict
     assert found.shown is verdict.startswith("better")
+
+
+def test_a_net_that_beats_the_best_possible_rule_is_no_win() -> None:
+    [found] = comparisons({"test/auroc_minus_best": between(0.2, 0.24)})
+    assert found.verdict.endswith("which cannot be: is this the truth of these rows?")
+    assert not found.shown
+
+
+def test_the_models_main_numbers_come_first_and_its_rivals_behind() -> None:
+    minor = ("auroc_minus_logistic", "calibration_intercept", "ece", "prevalence")
+    main = ("auroc", "auprc", "brier", "calibration_slope")
+    metrics = {
+        f"{stage}{rival}/{name}": Metric(0.5)
+        for stage in ("best", "val", "test", "test/site_b")
+        for rival in ("", "/logistic")
+        for name in (*minor, *main)
+    }
+    names = [row.name for row in metric_rows(metrics)]
+    first = [f"{stage}/{name}" for stage in ("test", "test/site_b") for name in main]
+    assert names[:8] == first
+    assert names[8:16] == [name.replace(main[i % 4], minor[i % 4]) for i, name in enumerate(first)]
+    assert names[16:20] == [f"test/logistic/{name}" for name in main]
+    assert [name.split("/")[0] for name in names] == ["test"] * 32 + ["val"] * 16 + ["best"] * 16
 
 
 def test_the_report_says_first_of_all_whether_the_net_is_worth_it(run: RunFolder) -> None:
@@ -146,8 +175,15 @@ def test_hundreds_of_metrics_hide_nothing_and_are_folded(run: RunFolder) -> None
     write_metrics(run.path / METRICS_NAME, {f"test/m{n:03}": Metric(0.5) for n in range(287)})
     page = write_report(run).read_text(encoding="utf-8")
     open_part, folded = page.split("<summary>247 more metrics</summary>")
-    assert open_part.count("<th>test/m") == 40
-    assert folded.count("<th>test/m") == 247
+    assert open_part.count("<th>test/<wbr>m") == 40
+    assert folded.count("<th>test/<wbr>m") == 247
+
+
+def test_a_metrics_name_breaks_after_its_slashes_only(run: RunFolder) -> None:
+    write_metrics(run.path / METRICS_NAME, {"test/site_c/calibration_intercept": Metric(0.5)})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "<th>test/<wbr>site_c/<wbr>calibration_intercept</th>" in page
+    assert not re.search(r"\.metrics tbody th {[^}]*anywhere", page)
 
 
 def test_a_leak_is_in_the_report_with_its_evidence_and_remedy(run: RunFolder) -> None:
