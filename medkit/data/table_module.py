@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medkit.data import preprocessing
 from medkit.data.batches import Batch
+from medkit.data.contract import breaches
 from medkit.data.contract.agreement import require_same_contract
 from medkit.data.contract.schema import Contract
 from medkit.data.leakage.audit import Finding, after_setup, write_down
@@ -97,6 +98,7 @@ class TableDataModule(RowsDataModule):
             write_down(self.table, self.findings)  # a run may have begun since
             return
         table, y = self._read(self.source)
+        self._warn_of_breaches(table)
         split = self.plan.split(table)
         self._require_learnable(table, split)
         fitted = preprocessing.fit(
@@ -127,6 +129,16 @@ class TableDataModule(RowsDataModule):
             without=self.not_audited,
             time=self.times,
         )
+
+    def _warn_of_breaches(self, table: Table) -> None:
+        if self.contract is None:
+            return
+        rules = self.contract.columns.items()
+        features = sum(rule.is_feature for name, rule in rules if name not in self.spec.ignore)
+        named = not isinstance(self.source, pd.DataFrame)
+        where = Path(self.source).name if named else "the table"  # type: ignore[arg-type]
+        for line in breaches.summary(table.broken, where=where, features=features):
+            breaches.warn_once(line)
 
     def apply(self, table: Source) -> Batch:
         """Turn a new table into a batch with the stored medians and scales; nothing is fitted.

@@ -59,7 +59,10 @@ def breaches(lines: Iterable[Mapping[str, Any]], *, agreed: bool) -> Breaches | 
     for (column, _, _, _), count in cells.items():
         of_column[column] += count
     order = sorted(cells, key=lambda key: (-of_column[key[0]], key[0], -cells[key], key))
-    shown = [(*key[:3], f"{cells[key]:,}", key[3]) for key in order[:MAX_BREACHES]]
+    shown = [
+        (*key[:3], f"{cells[key]:,}" if cells[key] else "all", key[3])
+        for key in order[:MAX_BREACHES]
+    ]
     rest = order[MAX_BREACHES:]
     return Breaches(
         rows=tuple(shown),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medkit.data.contract import units
 from medkit.data.contract.agreement import require_agreement, require_columns, require_site
-from medkit.data.contract.breaches import FIRST_ROWS, Broken
+from medkit.data.contract.breaches import FIRST_ROWS, NO_COLUMN, NO_FEATURE, NO_SITE, Broken
 from medkit.data.contract.cells import cell_key, numbers_of, parse, plain, quoted
 from medkit.data.contract.site_rows import Sites, sites_of
 
@@ -41,25 +41,24 @@ def unused(
     """Check the table's columns and yield those that become no feature, and unknown sites."""
     require_columns(contract, frame, new=new)
     require_site(contract, frame, site)
-    everything = tuple(range(min(FIRST_ROWS, len(frame))))
     for name in map(str, frame.columns):
         rule = contract.columns.get(name)
         if rule is None and name not in contract.roles.values():
-            what, expected = "column is not in the contract", False
+            what, expected = NO_COLUMN, False
         elif rule is not None and rule.recorded == "after":
             what, expected = "recorded after the outcome", True
         elif rule is not None and rule.kind == "text":
             what, expected = "text", True
         else:
             continue
-        yield Broken(name, "", what, len(frame), everything, "not a feature", expected)
+        yield Broken(name, "", what, 0, (), NO_FEATURE, expected)
     for name, rows in sites_of(frame, contract.site, site):
         if contract.sites and name and name not in contract.sites:
             at = np.arange(len(frame))[rows]
             yield Broken(
                 contract.site or "site",
                 name,
-                "site is not in the contract",
+                NO_SITE,
                 len(at),
                 tuple(at[:FIRST_ROWS].tolist()),
                 "codes and units of all sites taken",

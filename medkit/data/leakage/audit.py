@@ -125,7 +125,9 @@ def after_setup(
     without: Sequence[str] = (),
     time: ArrayLike | None = None,
 ) -> list[Finding]:
-    """Audit what a DataModule has set up: leaks go to the log, and to the ledger of a run.
+    """Audit what a DataModule has set up: findings go to the log, and to the ledger of a run.
+
+    Notes do not. What is suspicious is logged once a process, not for each fold again.
 
     Digests and draws are checked for all rows. Of a table with more than ``AFTER_SETUP_ROWS`` rows
     about as many, whole patients at random, are looked at for the rest: telling columns are found
@@ -172,6 +174,8 @@ def after_setup(
     for finding in findings:
         if finding.severity == "leak":
             log.warning("%s", finding)
+        elif finding.severity == "suspicious":
+            breaches.warn_once(str(finding))
     write_down(table, findings)
     return findings
 

@@ -63,11 +63,10 @@ def test_each_cell_is_what_the_contract_makes_of_it() -> None:
 
 def test_what_was_done_is_counted_by_column_and_site() -> None:
     _, broken = CONTRACT.apply(table())
-    everywhere = (0, 1, 2, 3, 4)
     assert broken == [
-        Broken("note", "", "text", 6, everywhere, "not a feature", True),
-        Broken("los", "", "recorded after the outcome", 6, everywhere, "not a feature", True),
-        Broken("ward", "", "column is not in the contract", 6, everywhere, "not a feature"),
+        Broken("note", "", "text", 0, (), "not a feature", True),
+        Broken("los", "", "recorded after the outcome", 0, (), "not a feature", True),
+        Broken("ward", "", "column is not in the contract", 0, (), "not a feature"),
         Broken("creatinine", "A", "coded as missing (0)", 1, (0,), "set missing", True),
         Broken("creatinine", "A", "not a number: 'high'", 1, (5,), "set missing"),
         Broken("creatinine", "A", "above 15 mg/dL", 1, (4,), "set missing"),
@@ -164,6 +163,14 @@ def test_the_ledger_has_one_line_per_column_and_site_however_often_it_is_told(
     assert creatinine["rows"] == [5, 4]
     assert "1 above 15 mg/dL" in creatinine["detail"]
     assert [line["event"] for line in lines if "los" in line["detail"]] == ["contract applied"]
+
+
+def test_the_ledger_counts_no_rows_of_a_column_as_a_whole(tmp_path: Path) -> None:
+    _, broken = CONTRACT.apply(table())
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    to_ledger(broken, ledger)
+    (ward,) = [line for line in ledger.read() if "ward" in line["detail"]]
+    assert (ward["detail"], ward["rows"]) == ("ward: column is not in the contract", [])
 
 
 def test_the_table_of_breaches_has_a_row_per_entry() -> None:
