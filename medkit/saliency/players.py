@@ -1,4 +1,4 @@
-"""Which columns of ``x`` are one thing to a reader: a value and "was missing" are."""
+"""Which columns of ``x`` are one thing to a reader: a value and "was missing", a category."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Players:
     """Columns of ``x`` that are shown, hidden and credited together.
 
     A column and its "was missing" indicator say one thing between them: half of it in a bar of its
-    own misleads, and a net that sees the one without the other sees a row that can't be.
+    own misleads, and a net that sees the one without the other sees a row that can't be. So do
+    the levels of a category (`cp=1`, `cp=2`, ...): two at once, or none, can't be either.
 
     Attributes:
         names: Of the players, ``(P,)``.
@@ -39,6 +40,9 @@ class Players:
     def of_table(cls, preprocessing: Preprocessing | None) -> Players:
         """Take a table's columns, each with its indicator: ``dm.preprocessing``.
 
+        The levels of a category are one player, named as its column: two 0/1 columns or more that
+        are named alike before a "=", as a contract names them.
+
         Raises:
             ValueError: Where nothing was fitted yet.
         """
@@ -47,9 +51,10 @@ class Players:
                 "players are known once medians and scales are fitted or loaded, and neither was "
                 "done. Call dm.setup(), or EHRDataModule.load_from_checkpoint(path)."
             )
-        place = {name: index for index, name in enumerate(preprocessing.features)}
-        behind = [place[name] for name in preprocessing.indicators]
-        return cls(preprocessing.features, torch.tensor([*place.values(), *behind]))
+        owner = _owners(preprocessing)
+        names = tuple(dict.fromkeys(owner.values()))
+        columns = [*preprocessing.features, *preprocessing.indicators]
+        return cls(names, torch.tensor([names.index(owner[name]) for name in columns]))
 
     @classmethod
     def single(cls, columns: int) -> Players:
@@ -64,6 +69,24 @@ class Players:
     def keep(self, shown: Tensor) -> Tensor:
         """Return which columns of ``x`` are shown, from which players are: ``(C, P)`` bool."""
         return shown[:, self.of.to(shown.device)]
+
+
+def _owners(preprocessing: Preprocessing) -> dict[str, str]:
+    """Return feature -> the category whose level it is, else itself."""
+    levels: dict[str, list[float]] = {}  # category -> medians of what may be its levels
+    for name, median in zip(preprocessing.features, preprocessing.fill, strict=True):
+        before, level, _ = name.partition("=")
+        if before and level:
+            levels.setdefault(before, []).append(median)
+    categories = {
+        name
+        for name, medians in levels.items()
+        if len(medians) > 1 and {*medians} <= {0.0, 0.5, 1.0} and name not in preprocessing.features
+    }
+    return {
+        name: before if (before := name.partition("=")[0]) in categories else name
+        for name in preprocessing.features
+    }
 
 
 def players_for(players: Players | None, x: Tensor) -> Players:

@@ -3,11 +3,14 @@ from __future__ import annotations
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 from medkit import keyed
+from medkit.data.contract.schema import Column, Contract
+from medkit.data.preprocessing import fit
 from medkit.models.nets import mlp
 from medkit.saliency.attribution import integrated_gradients
 from medkit.saliency.players import Players
@@ -187,7 +190,7 @@ def test_a_model_that_says_two_numbers_a_row_is_refused(how) -> None:
 @pytest.mark.parametrize("how", [shapley_values, integrated_gradients])
 def test_rows_that_do_not_fit_are_refused(how: object) -> None:
     model = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match=r"\(B, F\), got shape \(3,\).*x\[None\]"):
+    with pytest.raises(ValueError, match=r"\(B, F\), .*got shape \(3,\).*x\[None\]"):
         how(model, torch.ones(3))
     with pytest.raises(ValueError, match=r"the 3 columns of x, and own 2\. Take them"):
         how(model, GLOVES, players=Players.single(2))
@@ -207,6 +210,23 @@ def test_rows_that_do_not_fit_are_refused(how: object) -> None:
 def test_a_player_without_a_column_is_refused(of: list) -> None:
     with pytest.raises(ValueError, match=r"each of the 3 players must own at least one column"):
         Players(("a", "b", "c"), torch.tensor(of))
+
+
+def test_a_category_with_its_levels_and_indicators_is_one_player() -> None:
+    frame = pd.DataFrame(
+        {"cp": [1, 2, 3, None] * 5, "sex": [0, 1] * 10, "a=b": range(20), "a=c": range(20)}
+    )
+    contract = Contract(
+        {"cp": Column("category", levels=[1, 2, 3]), "sex": Column("binary")}
+        | {name: Column() for name in ("a=b", "a=c")}
+    )
+    values = contract.apply(frame)[0]
+    names = list(values)
+    fitted = fit(values.to_numpy(np.float32), names, fitted_on="")
+    assert fitted.names[-3:] == ["cp=1 missing", "cp=2 missing", "cp=3 missing"]
+    players = Players.of_table(fitted)
+    assert players.names == ("cp", "sex", "a=b", "a=c")
+    assert players.of.tolist() == [0, 0, 0, 1, 2, 3, 0, 0, 0]
 
 
 def test_players_of_a_table_that_was_not_read_are_refused() -> None:
