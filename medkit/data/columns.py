@@ -70,10 +70,17 @@ def labels(
     if wrong.any():
         raise ValueError(
             f"{where}: the target {column.name!r} must be 0 or 1 in each row; found "
-            f"{quoted(column[wrong])} in {rows_of(wrong)}. Pass target_above=T where labels above "
-            "T count as 1, and leave out rows without a label."
+            f"{quoted(column[wrong])} in {rows_of(wrong)}. {_label_advice(column[wrong])}, and "
+            "leave out rows without a label."
         )
     return values.astype(np.int64)
+
+
+def _label_advice(wrong: pd.Series) -> str:
+    words = wrong.notna() & pd.to_numeric(wrong, errors="coerce").isna()
+    if words.any():
+        return "Write 1 for the word that is to be predicted and 0 for the other"
+    return "Pass target_above=T where labels above T count as 1"
 
 
 def texts(column: pd.Series, where: str) -> NDArray[np.str_]:

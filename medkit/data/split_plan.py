@@ -124,8 +124,15 @@ def _require_pair(many: str, folds: int | None, one: str, fold: int | None) -> N
                 f"{name} must be a whole number or None, got {number!r}. folds=5 and fold=0 is the "
                 "first of five."
             )
-    both = folds is not None and fold is not None
-    if (folds is None) != (fold is None) or (both and not 0 <= fold < folds):  # type: ignore[operator]
+    if folds is not None and fold is not None:
+        if folds < 2:
+            raise ValueError(f"{many} must be at least 2, got {folds}. 5 is usual.")
+        if not 0 <= fold < folds:
+            raise ValueError(
+                f"{one} must be 0 to {folds - 1}, as {many}={folds} are counted from 0; got "
+                f"{one}={fold}. The last one is {one}={folds - 1}."
+            )
+    elif folds is not None or fold is not None:
         raise ValueError(
             f"{many} says into how many parts patients are dealt and {one} which of them is meant, "
             f"from 0; got {many}={folds} and {one}={fold}. Pass both, or neither."

@@ -196,11 +196,17 @@ def require_disjoint(split: Split, patient: Texts) -> None:
 def require_both_classes(y: NDArray[np.int64], rows: Rows, *, part: str) -> None:
     """Raise where a part holds one class only (or nothing): no AUROC, no choice of an epoch."""
     ones, total = int(y[rows].sum()), len(rows)
+    if len(y) and (y == y[0]).all():
+        raise ValueError(
+            f"a table to learn from must hold both classes; all {len(y)} rows have label {y[0]}. "
+            "Is target= the right column (and target_above the right grade), and were rows "
+            "without the event left out of the export?"
+        )
     if ones in (0, total):
         raise ValueError(
             f"the {part} part must hold both classes; found {total} rows, {ones} of them with "
-            "label 1. Raise val_fraction, take another split_seed, or give a split_column that "
-            "puts patients of both classes there."
+            "label 1. Raise val_fraction or take fewer folds, take another split_seed, or give a "
+            "split_column that puts patients of both classes there."
         )
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 PARQUET = {".parquet", ".pq"}
+_SEPARATORS = (";", "\t", "|")  # of CSV files that are separated by other than commas
 
 
 def load_table(path: str | Path, texts: Sequence[str] = ()) -> pd.DataFrame:
@@ -107,6 +108,13 @@ def _explained(path: Path) -> Iterator[None]:
 def _csv_options(path: Path, texts: Sequence[str]) -> dict[str, Any]:
     first = pd.read_csv(path, header=None, nrows=1, dtype=str, encoding="utf-8-sig")
     header = [str(name).strip() for name in first.iloc[0]]
+    other = next((mark for mark in _SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} must have commas between its cells; its first line has none, and "
+            f"{header[0].count(other)} of {other!r}. Is it separated by {other!r}? Save it with "
+            "commas (and points in decimal numbers), or as Parquet."
+        )
     require_unique(header, str(path))  # pandas would rename the second one in silence
     return {
         "header": 0,

@@ -314,7 +314,8 @@ def test_raw_values_keep_what_is_missing() -> None:
     ("settings", "message"),
     [
         ({"folds": 5}, r"which of them is meant, from 0; got folds=5 and fold=None"),
-        ({"folds": 5, "fold": 5}, r"from 0; got folds=5 and fold=5\. Pass both, or neither"),
+        ({"folds": 5, "fold": 5}, r"fold must be 0 to 4, as folds=5 are .* got fold=5\. The last"),
+        ({"folds": 1, "fold": 0}, r"folds must be at least 2, got 1\. 5 is usual"),
         ({"test_fold": 1}, r"got test_folds=None and test_fold=1"),
         ({"test_site": "C", "test_fraction": 0.2}, r"the test part is one site, .* Keep one"),
         ({"split_column": "part", "test_folds": 3, "test_fold": 0}, r"\(or fold\) out, not both"),

@@ -118,6 +118,12 @@ def test_a_part_with_one_class_is_refused(y: list[int]) -> None:
         require_both_classes(np.array(y), np.array([0, 1]), part="validation")
 
 
+def test_a_table_of_one_class_is_refused_whatever_the_split() -> None:
+    message = r"hold both classes; all 3 rows have label 1\. Is target= the right column"
+    with pytest.raises(ValueError, match=message):
+        require_both_classes(np.ones(3, np.int64), np.array([0, 1]), part="training")
+
+
 def test_folds_keep_patients_together_and_lose_no_row() -> None:
     fold = in_folds(PATIENT, folds=5, split_seed=0)
     assert sorted(set(fold.tolist())) == [0, 1, 2, 3, 4]

@@ -122,7 +122,17 @@ def refusals() -> list[tuple[str, TableSpec, str]]:
         (
             "patient_id,age,died\n1,50,no\n2,50,yes\n",
             SPEC,
-            r"must be 0 or 1 in each row; found 'no', 'yes' in 2 rows",
+            r"must be 0 or 1 in each row; found 'no', 'yes' in 2 rows .*Write 1 for the word that",
+        ),
+        (
+            "patient_id;age;died\n1;50,5;0\n",
+            SPEC,
+            r"commas between its cells; .* and 2 of ';'\. Is it separated by ';'\? Save it with c",
+        ),
+        (
+            'patient_id,age,died\n1,"50,5",0\n2,51,1\n',
+            SPEC,
+            r"must be numeric; found '50,5' \(such as '50,5': decimal commas\? Write points\) in 1",
         ),
         (
             "patient_id,age,died\n1,50,0\n,51,1\n",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 Code = float | str
 _FEW = 5  # a column with more different texts may hold names; those are not quoted
+_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 def as_list(codes: Any) -> list[Any]:
@@ -68,9 +70,21 @@ def plain(column: pd.Series) -> pd.Series:
 def quoted(cells: pd.Series) -> str:
     """Return the different texts of some cells for a message, or only their number."""
     different = sorted({"" if cell is None or cell != cell else str(cell)[:20] for cell in cells})
+    said = ", ".join(repr(cell) for cell in different)
     if len(different) > _FEW:
-        return f"{len(different)} different texts"  # perhaps names: not for a log
-    return ", ".join(repr(cell) for cell in different)
+        said = f"{len(different)} different texts"  # perhaps names: not for a log
+    return said + comma_hint(different)
+
+
+def comma_hint(texts: Iterable[str]) -> str:
+    """Return a question with an example where texts look like numbers with commas, else ""."""
+    example = next(filter(with_comma, texts), None)
+    return "" if example is None else f" (such as {example!r}: decimal commas? Write points)"
+
+
+def with_comma(text: str) -> bool:
+    """Say whether a text is a number but for a comma in it."""
+    return _COMMA.fullmatch(text.strip()) is not None
 
 
 def rows_of(mask: NDArray[np.bool_]) -> str:

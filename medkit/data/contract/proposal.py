@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medkit.data.contract import suspicion, units
-from medkit.data.contract.cells import Code, cell_key, parse, plain
+from medkit.data.contract.cells import Code, cell_key, comma_hint, parse, plain, with_comma
 from medkit.data.contract.schema import Column, Contract
 from medkit.data.contract.site_rows import Sites, sites_of
 from medkit.data.table_files import load_table, require_unique
@@ -30,8 +30,13 @@ _ROLE_NAMES = {
     "split": ["split", "fold", "part", "partition"],
 }
 _ID_WORDS = {"id", "mrn", "uid", "uuid", "guid", "recordid", "patientid", "accession", "ssn"}
+_KEYS = {
+    "a column, and what they mean": "medkit.data.contract.Column",
+    "the whole": "medkit.data.contract.Contract",
+}
 _MANY_LEVELS = 20
 _FEW_LEVELS = 10
+_DATE = re.compile(r"(\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./-]\d{1,2}[./-]\d{2,4})([T ].*)?")
 _ENOUGH_FOR_IDS = 50  # rows; fewer may all differ by chance
 
 
@@ -116,6 +121,7 @@ def propose(
     if not isinstance(source, pd.DataFrame):
         where = f"{Path(source).name} (sha256 {sha256_file(source)[:12]})"
         head.insert(0, f"Proposed from {where}: read each line, correct it, keep it.")
+    head += [f"Keys of {of}: python -m pydoc {key}" for of, key in _KEYS.items()]
     named = sorted(sites.names) if roles["site"] is not None else []
     above = 0.0 if y is not None and np.nanmax(y) > 1 else None
     return Contract(
@@ -186,9 +192,10 @@ def _column(
         every = cells[filled].nunique() == filled.sum() >= _ENOUGH_FOR_IDS
     except TypeError:  # lists can't be counted
         return Column("text"), ["its cells are lists or the like: not a feature"]
-    every = every and (bool(others) or _runs_on(values[filled]))
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
-    if every or set(words) & _ID_WORDS:
+    words = any(not with_comma(text) for text in others)
+    every = every and (words if others else _runs_on(values[filled]))
+    parts = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    if every or set(parts) & _ID_WORDS:
         why = "another value in each row" if every else "its name"
         return Column("text"), [f"an id among the features? ({why}): not a feature"]
     remarks = []
@@ -256,10 +263,14 @@ def _words(
     """Propose for a column with words in it: labels, or text."""
     there = plain(cells).dropna()
     keys = sorted({cell_key(cell) for cell in there} - {cell_key(code) for code in missing})
-    numeric = len(there) - int(there.astype(str).isin(others).sum())
-    if 2 * numeric > len(there):
-        text = f"numbers, and {len(others)} different texts that are none: correct them, or add "
-        return Column("number", missing=missing), [text + "them to missing"]
+    numbers = [text for text in others if with_comma(text)]
+    strange = int(there.astype(str).isin({*others} - {*numbers}).sum())
+    if 2 * strange < len(there):
+        text = f"numbers, and {len(others)} different texts that are none{comma_hint(numbers)}: "
+        return Column("number", missing=missing), [text + "correct them, or add them to missing"]
+    if all(map(_DATE.fullmatch, others)):
+        said = "dates: not a feature. The time between two of them is one, as a number, if it is"
+        return Column("text"), [said, "known when the prediction is made"]
     if 2 <= len(keys) <= min(_MANY_LEVELS, len(there) // 2):
         kind = "binary" if len(keys) == 2 else "category"
         said = "the first is 0, the second 1" if kind == "binary" else "one 0/1 column each"
@@ -285,6 +296,9 @@ def _amounts(
     low, high = suspicion.limits(together) or (None, None)
     if unit == "%" and len(together) and together.max() <= 100 and high is not None:
         high = min(high, 100.0)
+    most = units.most(analyte, unit) if analyte is not None and unit else np.inf
+    if high is not None and np.median(together) < most:
+        high = min(high, most)
     outside = 0 if low is None else int(((together < low) | (together > high)).sum())
     if outside:
         worst = together[(together < low) | (together > high)]

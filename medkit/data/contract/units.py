@@ -18,6 +18,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Analyte:
             tell mg/dL from umol/L, and for nothing else.
         molar_mass: [g/mol]; None: mass and amount can't be converted.
         charge: Equivalents per mole, for mEq/L.
+        most: No value is above it, in the first of ``usual``.
         names: Other names of it, lower case.
     """
 
@@ -51,6 +53,7 @@ class Analyte:
     molar_mass: float | None = None
     charge: int | None = None
     names: tuple[str, ...] = ()
+    most: float = inf
 
 
 _MASS, _AMOUNT, _CHARGE, _NITROGEN = "mass/volume", "amount/volume", "charge/volume", "N/volume"
@@ -147,7 +150,7 @@ ANALYTES: dict[str, Analyte] = {
     "oxygen saturation": Analyte(("%", "fraction"), 96, names=("spo2", "sao2")),
     "oxygen pressure": Analyte(("mmHg", "kPa"), 105, names=("pao2", "po2")),
     "carbon dioxide pressure": Analyte(("mmHg", "kPa"), 40, names=("paco2", "pco2")),
-    "age": Analyte(("years",), 60),
+    "age": Analyte(("years",), 60, most=120),
 }
 _BY_NAME = {n: a for a, entry in ANALYTES.items() for n in (a, *entry.names)}
 # Parts of a column's name that say nothing about what it measures.
@@ -267,6 +270,12 @@ def named(analyte: str) -> str:
             + "Its molar mass is needed between mg/dL and mmol/L; other conversions need none."
         )
     return found
+
+
+def most(analyte: str, unit: str) -> float:
+    """Return what no value of an analyte is above [unit]; infinity where that is not known."""
+    entry = ANALYTES[analyte]
+    return float(convert(entry.most, entry.usual[0], unit, analyte))
 
 
 def analyte_of(column: str) -> str | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import pydoc
 from io import StringIO
 from pathlib import Path
 
@@ -175,6 +177,39 @@ def test_ids_are_no_features() -> None:
     assert proposed([1, 1, 2, 2] * 20, "hadm_id")[0].kind == "text"
     assert proposed(noise().normal(size=60), "sample")[0].kind == "number"
     assert proposed(noise().integers(0, 10**9, 60), "energy")[0].kind == "number"
+
+
+def test_different_numbers_with_decimal_commas_are_numbers_and_no_ids() -> None:
+    rule, said = proposed([f"{i},5" for i in range(60)], "dose")
+    assert rule.kind == "number"
+    assert "60 different texts that are none (such as '0,5': decimal commas? Write" in said
+
+
+@pytest.mark.parametrize("written", ["2026-01-0{}", "0{}.01.2026", "1/{}/26 12:30"])
+def test_dates_are_no_levels(written: str) -> None:
+    rule, said = proposed([written.format(1 + i % 9) for i in range(60)], "seen")
+    assert rule.kind == "text"
+    assert "dates: not a feature" in said
+
+
+def test_no_age_above_120_is_plausible() -> None:
+    age = noise().integers(18, 100, 200)
+    assert proposed(age, "age")[0].high == 120
+    days = proposed(age * 365.25, "age")[0]  # a unit nobody guesses is not capped
+    assert days.high is not None
+    assert days.high > 36_525
+
+
+def test_a_proposal_says_where_its_keys_are_explained() -> None:
+    said = [
+        line.split()[-1]
+        for line in propose(SAMPLES / "encounters.csv").to_yaml().split("\n")
+        if "pydoc" in line
+    ]
+    assert [pydoc.locate(name) for name in said] == [Column, Contract]
+    for cls in (Column, Contract):
+        explained = pydoc.getdoc(cls)
+        assert all(f"\n    {field.name}: " in explained for field in dataclasses.fields(cls))
 
 
 def test_a_date_that_only_the_dead_have_is_after_the_outcome() -> None:
