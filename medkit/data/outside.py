@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medkit.data.contract import repair
+from medkit.data.broken_cells import Breaches
 from medkit.data.contract.agreement import ENOUGH
-from medkit.data.contract.schema import Contract
+from medkit.data.contract.schema import Contract, feature_names
 from medkit.data.preprocessing import Preprocessing
 from medkit.data.tables import Table
 
 Mask = NDArray[np.bool_]
+Reason = tuple[str, Mask, Sequence[str] | None]  # what is counted; rows; their own words for it
 FAR = 2.5  # training scales; hospitals differ by less, units by more
 _NEW = "\n"  # no site is named so: all sites that training did not have
 
@@ -62,13 +63,13 @@ class Outside:
     new_sites: Counter[str] = field(default_factory=Counter)
     reasons_of: Counter[str] = field(default_factory=Counter)
     flagged: int = 0
-    _breaches: dict[str, Counter[str]] = field(default_factory=dict)
     _seen: dict[str, _Together] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         agreed = () if self.contract is None else self.contract.sites
         self.known = set(agreed) or set(self.sites) - {""}
         self.trained = set(self.sites) - {"", self.held_out}
+        self._breaches = None if self.contract is None else Breaches(self.contract)
 
     def see(self, table: Table) -> None:
         """Count what the rows of each site are like together.
@@ -102,17 +103,18 @@ class Outside:
             table: The same, read by the stored contract and columns.
         """
         texts = np.full(len(table.y), "", object)
-        for reason, mask in (*self._of_cells(frame, table), *self._of_sites(table)):
-            if mask.any():
-                texts[mask] = [f"{text}; {reason}" if text else reason for text in texts[mask]]
-                self.reasons_of[reason] += int(mask.sum())
+        of_sites: Iterator[Reason] = ((why, rows, None) for why, rows in self._of_sites(table))
+        for reason, mask, words in (*self._of_cells(frame, table), *of_sites):
+            if count := int(mask.sum()):
+                pairs = zip(texts[mask], words or [reason] * count, strict=True)
+                texts[mask] = [f"{text}; {word}" if text else word for text, word in pairs]
+                self.reasons_of[reason] += count
         self.flagged += int((texts != "").sum())
         return texts
 
     def why(self, reason: str) -> str:
         """Return what broke the contract, such as ": 3 above 45 degC"; "" for other reasons."""
-        what = self._breaches.get(reason, Counter()).most_common(3)
-        return ": " + ", ".join(f"{count} {each}" for each, count in what) if what else ""
+        return "" if self._breaches is None else self._breaches.why(reason)
 
     def absent_at_trained_sites(self) -> dict[str, list[str]]:
         """Return training site -> columns without one value there: perhaps its habit."""
@@ -122,34 +124,33 @@ class Outside:
             if site in self.trained and (absent := self._absent(here))
         }
 
-    def _of_cells(self, frame: pd.DataFrame, table: Table) -> Iterator[tuple[str, Mask]]:
-        if self.contract is not None:
-            yield from self._of_contract(self.contract, frame)
+    def _of_cells(self, frame: pd.DataFrame, table: Table) -> Iterator[Reason]:
         stored = self.preprocessing
-        gone = np.isnan(table.values)
+        broken = np.zeros(table.values.shape, np.bool_)  # said once: not as missing, too
+        column_of: dict[str, str] = {}
+        if self._breaches is not None:
+            for name, rule in self._breaches.contract.columns.items():
+                column_of |= dict.fromkeys(feature_names(name, rule), name)
+            for column, reason, rows, words in self._breaches.of(frame, table.site):
+                mine = [column_of.get(name) == column for name in stored.features]
+                broken |= rows[:, None] & np.array(mine)
+                yield reason, rows, words
+        gone = np.isnan(table.values) & ~broken
+        missing: dict[str, Mask] = {}
         for index, name in enumerate(stored.features):
             if not stored.low or stored.scale[index] == 0:  # nothing known, or not used
                 continue
             width = stored.high[index] - stored.low[index]
-            column = table.values[:, index]
-            far = (column > stored.high[index] + width) | (column < stored.low[index] - width)
-            yield f"{name} far from all of training", far
-            if stored.missing[index] == 0:
-                yield f"{name} missing, never so in training", gone[:, index]
+            values = table.values[:, index]
+            far = (values > stored.high[index] + width) | (values < stored.low[index] - width)
+            yield f"{name} far from all of training", far & ~broken[:, index], None
+            if stored.missing[index] == 0:  # the levels of a category are missing together
+                column = column_of.get(name, name)
+                missing[column] = missing.get(column, False) | gone[:, index]
+        for column, mask in missing.items():
+            yield f"{column} missing, never so in training", mask, None
         share = gone.mean(axis=1) if gone.shape[1] else np.zeros(len(gone))
-        yield "more missing than in any row of training", share > stored.most_missing + 1e-9
-
-    def _of_contract(self, contract: Contract, frame: pd.DataFrame) -> Iterator[tuple[str, Mask]]:
-        mask = np.zeros(len(frame), np.bool_)
-        for _, found in repair.repaired(contract, frame, new=True, rows_outside=mask):
-            if mask.any():
-                reason = f"{found[0].column} breaks the contract"
-                breaches = self._breaches.setdefault(reason, Counter())
-                for broken in found:
-                    if not broken.expected:  # texts of cells stay out of it
-                        breaches[broken.what.partition(":")[0]] += broken.count
-                yield reason, mask.copy()
-                mask[:] = False  # the next column's
+        yield "more missing than in any row of training", share > stored.most_missing + 1e-9, None
 
     def _of_sites(self, table: Table) -> Iterator[tuple[str, Mask]]:
         whose = "in the contract" if self.contract and self.contract.sites else "in training"

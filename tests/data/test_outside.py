@@ -110,7 +110,95 @@ def test_cells_that_break_the_contract_are_named_in_the_contracts_unit() -> None
     frame.loc[[2, 22], "lab"] = 3.0  # 300 mg/dL at B
     found = reasons(frame, outside(CONTRACT))
     assert [row for row, reason in enumerate(found) if reason] == [22]
-    assert found[22] == "lab breaks the contract"
+    assert found[22] == "lab 3 g/L above 50 mg/dL"
+
+
+AGED = Contract(
+    {
+        "lab": Column(unit="mg/dL", low=20, high=400, analyte="glucose"),
+        "age": Column(unit="years", low=0, high=110),
+        "pain": Column(kind="category", levels=("none", "some", "much")),
+        "iron": Column(kind="binary"),
+    },
+    target="died",
+    site="site",
+    sites=("A", "B"),
+)
+
+
+def aged(frame: pd.DataFrame) -> tuple[Outside, list[str]]:
+    """Judge rows by the contract that has categories too."""
+    kinds = {"pain": np.resize(["none", "some", "much"], 60), "iron": np.resize([0, 1], 60)}
+    train = rows(60, seed=2).assign(**kinds)
+    train["lab"] *= 20
+    features = ["lab", "age", "pain=none", "pain=some", "pain=much", "iron"]
+    values = read_table(train, SPEC, features=features, contract=AGED)
+    fitted = preprocessing.fit(values.values, values.features, fitted_on="")
+    judge = Outside(AGED, fitted, ["A", "B"])
+    table = read_table(frame, SPEC, features=features, contract=AGED)
+    judge.see(table)
+    return judge, judge.reasons(frame, table).tolist()
+
+
+def new(count: int = 20) -> pd.DataFrame:
+    return rows(count, seed=1).assign(lab=100.0, pain="some", iron=1)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "said"),
+    [
+        ("age", 630, "age 630 above 110 years"),
+        ("age", -3, "age -3 below 0 years"),
+        ("age", "1,5", "age '1,5' is not a number"),
+        ("age", "inf", "age inf is not finite"),
+        ("pain", "dull", "pain 'dull' is none of its levels"),
+        ("iron", 2, "iron '2' is none of its levels"),
+    ],
+)
+def test_a_cell_that_breaks_the_contract_is_quoted_and_that_is_all(
+    column: str, cell: Any, said: str
+) -> None:
+    frame = new().astype({column: object})
+    frame.loc[4, column] = cell
+    assert aged(frame)[1] == [""] * 4 + [said] + [""] * 15
+
+
+def test_a_category_that_is_missing_is_one_reason() -> None:
+    frame = new()
+    frame.loc[4, "pain"] = None
+    assert aged(frame)[1][4].split("; ") == [
+        "pain missing, never so in training",
+        "more missing than in any row of training",
+    ]
+
+
+def test_what_the_contract_itself_empties_is_not_missing_as_well() -> None:
+    frame = new()
+    frame.loc[4, ["age", "pain", "iron"]] = [630, "dull", 7]
+    found = aged(frame)[1][4]
+    assert "missing" not in found
+    assert len(found.split("; ")) == 3
+
+
+def test_the_unit_in_which_a_whole_column_would_fit_is_named() -> None:
+    judge, _ = aged(new().assign(site="B", lab=np.linspace(3, 8, 20)))
+    said = judge.why("lab breaks the contract")
+    assert said.startswith(": 20 below 20 mg/dL; as mmol/L at 'B' they would fit: convert them, or")
+    assert "--contract FILE" in said
+
+
+@pytest.mark.parametrize("lab", [[5.0] * 3 + [100.0] * 17, [-5.0] * 20])
+def test_no_unit_is_named_where_few_cells_are_outside_or_none_would_fit(lab: list[float]) -> None:
+    judge, _ = aged(new().assign(lab=lab))
+    assert "would fit" not in judge.why("lab breaks the contract")
+
+
+def test_decimal_commas_are_shown_by_one_of_them_and_words_are_not() -> None:
+    judge, _ = aged(new().assign(age="61,5"))
+    said = ": 20 not a number; no number: such as '61,5'"
+    assert judge.why("age breaks the contract") == said
+    judge, _ = aged(new().assign(age="Smith"))
+    assert judge.why("age breaks the contract") == ": 20 not a number"
 
 
 def test_a_site_whose_units_nobody_has_said_is_refused() -> None:
