@@ -5,14 +5,14 @@ Right-censored times of one kind of event. A risk is higher where the event is e
 
 from __future__ import annotations
 
-from math import isnan
+from math import erfc, isnan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from medkit.metrics.checks import Codes, Floats, codes, survival_times
 from medkit.metrics.horizon import HorizonCalibration, brier_at, calibration_at
-from medkit.metrics.intervals import ALONE, logit_limits, over, variance_of_sum
+from medkit.metrics.intervals import ALONE, logit_limits, over, two_sided, variance_of_sum
 from medkit.metrics.kaplan_meier import Curve, censoring, kaplan_meier
 from medkit.record.results import Metric
 
@@ -20,6 +20,7 @@ __all__ = [
     "Curve",
     "HorizonCalibration",
     "brier_at",
+    "c_index_difference",
     "calibration_at",
     "harrell_c",
     "kaplan_meier",
@@ -58,6 +59,50 @@ def harrell_c(
     times, events, (risks,) = survival_times(time, event, risk)
     value, parts = _concordance(times, events, risks, events)
     return _metric(value, parts, "Harrell's c", level, groups, strata)
+
+
+def c_index_difference(
+    time: ArrayLike,
+    event: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> Metric:
+    """Return Harrell's c of ``a`` minus that of ``b`` on the same rows, with the paired interval.
+
+    The two values' derivatives by each row's weight are subtracted row by row, so what both rank
+    alike cancels; ``method`` holds the two-sided p. It asks whether *these two* risks differ for
+    other patients: a second training would have differed too.
+
+    Args:
+        time: Time to the event or the end of follow-up, ``(N,)``.
+        event: 1 where it happened, 0 where censored, ``(N,)``.
+        a: One risk, higher means sooner, ``(N,)``.
+        b: The other.
+        level: Nominal coverage.
+        groups: Patient of each row, ``(N,)``.
+
+    Returns:
+        To be filed as ``test/c_index_minus_cox`` where ``b`` is Cox regression's.
+    """
+    times, events, (first, second) = survival_times(time, event, a, b)
+    (one, parts), (other, others) = (
+        _concordance(times, events, risks, events) for risks in (first, second)
+    )
+    value, n, what = one - other, len(times), "Harrell's c difference"
+    owner = None if groups is None else codes(groups, n, "groups")
+    variance = variance_of_sum(parts - others, owner)
+    if isnan(variance):
+        return Metric(value, n=n, method=f"{what}; {ALONE}")
+    how = f"{what}, linearised{over(owner)}, plain"
+    if not variance > 0:  # the two rank every pair alike, on these rows and on any resample
+        return Metric(value, value, value, level, n, method=f"{how}; no pair ranked otherwise")
+    half = two_sided(level) * sqrt(variance)
+    low, high = max(-1.0, value - half), min(1.0, value + half)
+    p = erfc(abs(value) / sqrt(2 * variance))
+    return Metric(value, low, high, level, n, method=f"{how}, p = {p:.3g}")
 
 
 def uno_c(

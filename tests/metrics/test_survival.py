@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medkit.metrics.survival import brier_at, calibration_at, harrell_c, kaplan_meier, uno_c
+from medkit.metrics.survival import (
+    brier_at,
+    c_index_difference,
+    calibration_at,
+    harrell_c,
+    kaplan_meier,
+    uno_c,
+)
 from medkit.record.results import Metric
 
 Floats = NDArray[np.float64]
@@ -147,6 +154,57 @@ def test_c_over_patients_does_not_grow_surer_by_copies(
     once = metric(*cohort)
     copied = metric(*(np.repeat(c, 3) for c in cohort), groups=np.repeat(np.arange(150), 3))
     assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.03)  # type: ignore[operator]
+
+
+def rival_of(risk: Floats) -> Floats:
+    """A risk that knows most of what the other does."""
+    return risk + np.random.default_rng(2).normal(scale=0.7, size=len(risk))
+
+
+def test_the_difference_of_two_c_has_the_bootstraps_paired_interval(cohort: Cohort) -> None:
+    time, event, risk = cohort
+    columns = (time, event, risk, rival_of(risk))
+    got = c_index_difference(*columns)
+    want = harrell_c(time, event, risk).value - harrell_c(time, event, columns[3]).value
+    assert got.value == pytest.approx(want, abs=1e-12)
+    draw, values = np.random.default_rng(1), []
+    for _ in range(600):
+        rows = draw.integers(150, size=150)
+        values.append(c_index_difference(*(column[rows] for column in columns)).value)
+    sd = (got.high - got.low) / 2 / 1.959964  # type: ignore[operator]
+    assert sd == pytest.approx(np.std(values), rel=0.1)
+    alone = harrell_c(time, event, risk)
+    assert got.high - got.low < alone.high - alone.low  # type: ignore[operator]
+
+
+def test_the_difference_of_two_c_is_covered_as_often_as_it_says() -> None:
+    draw, hits = np.random.default_rng(5), 0
+    for _ in range(300):
+        risk = draw.normal(size=120)
+        event_time, end = draw.exponential(np.exp(-risk)), draw.exponential(1.5, 120)
+        time, event = np.minimum(event_time, end), (event_time <= end).astype(float)
+        a, b = (risk + draw.normal(size=120) for _ in range(2))  # equally good: 0 is the truth
+        got = c_index_difference(time, event, a, b)
+        hits += got.low <= 0 <= got.high  # type: ignore[operator]
+    assert 0.92 <= hits / 300 <= 0.98
+
+
+def test_the_difference_of_two_c_over_patients_does_not_grow_surer_by_copies(
+    cohort: Cohort,
+) -> None:
+    columns = (*cohort, rival_of(cohort[2]))
+    once = c_index_difference(*columns)
+    patients = np.repeat(np.arange(150), 3)
+    copied = c_index_difference(*(np.repeat(c, 3) for c in columns), groups=patients)
+    assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.03)  # type: ignore[operator]
+    assert "over 150 patients" in copied.method
+
+
+def test_two_risks_of_one_order_differ_by_nothing(cohort: Cohort) -> None:
+    time, event, risk = cohort
+    got = c_index_difference(time, event, risk, np.exp(risk))
+    assert (got.value, got.low, got.high) == (0, 0, 0)
+    assert "no pair ranked otherwise" in got.method
 
 
 def test_perfect_order_has_no_interval() -> None:
