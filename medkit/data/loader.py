@@ -158,14 +158,14 @@ class KeyedLoader:
 
     def rows(self, epoch: int, batch: int) -> list[int]:
         """Return the dataset indices of a batch (its number counts over all processes)."""
-        return [int(row) for row in np.atleast_1d(self.places(epoch)[batch].rows)]
+        return [int(row) for row in np.ravel(self.places(epoch)[batch].rows)]
 
     def rows_here(self, batch: int) -> list[int]:
         """Return the dataset indices of a batch of this process, in the epoch its Trainer is in."""
         epoch, _, _ = self._where()
         cycle, number = divmod(batch, max(len(self), 1))
         places = self.places(epoch, cycle=cycle)
-        return [int(row) for row in np.atleast_1d(places[self._numbers(len(places))[number]].rows)]
+        return [int(row) for row in np.ravel(places[self._numbers(len(places))[number]].rows)]
 
     def batch_at(self, epoch: int, batch: int) -> Any:
         """Fetch one batch again from its place alone, augmented as it was in training."""
