@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from medkit.data.contract.schema import Contract, feature_names
-from medkit.data.outside import Outside, extended
+from medkit.data.contract.schema import Contract
+from medkit.data.outside import Outside
 from medkit.data.table_files import PARQUET, table_chunks, table_file
 from medkit.data.table_module import TableDataModule
 from medkit.data.table_writer import writing
 from medkit.data.tables import Table, read_table
 from medkit.models.predict_notes import notes_on, threshold_of
+from medkit.models.predict_table import contract_of, require_columns
 from medkit.models.saved import SavedClassifier, SavedCox, load
 from medkit.record.folder import RunFolder
 
@@ -91,8 +92,8 @@ def predict(
     The columns written: those of patient and site, as they are in the table (``table_row`` where
     the table calls one as one of those that follow is called); ``row`` (1 is the
     first below the header); ``prob``, ``prob_logistic`` and ``spread`` (standard deviation over
-    members), or ``risk`` (log relative hazard), ``risk_cox``, ``spread`` (of the risk) and
-    ``survival_<horizon>``;
+    members, empty for one), or ``risk`` (log relative hazard), ``risk_cox``, ``spread`` (of the
+    risk) and ``survival_<horizon>``;
     ``positive`` (1 from the run's threshold on, where its metrics.json has one); ``outside`` (why
     the row is outside of what was trained on; empty where it is not).
 
@@ -122,13 +123,13 @@ def predict(
     target = _target(table_file(source), out, folder, force=force)
     model = load(folder.path, stage=stage, horizons=horizons or _horizons(folder))
     dm: TableDataModule = model.dm
-    agreed = _contract(dm, contract)
+    agreed = contract_of(dm, contract)
     if dm.preprocessing is None:
         raise RuntimeError("a loaded DataModule must have its scales, and has none. Report this.")
     outside = Outside(agreed, dm.preprocessing, dm.sites, held_out=dm.plan.test_site)
     for _, read in _chunks(source, dm, agreed, "reading"):
         outside.see(read)
-    threshold = threshold_of(folder) if isinstance(model, SavedClassifier) else None
+    threshold = threshold_of(folder, model.name) if isinstance(model, SavedClassifier) else None
     total, ids = 0.0, [name for name in (dm.spec.patient, dm.spec.site) if name is not None]
     with writing(target) as writer:
         for frame, read in _chunks(source, dm, agreed, "predicting", outside.rows):
@@ -172,6 +173,7 @@ def _chunks(
             if dm.spec.target in frame:  # outcomes are not looked at
                 frame = frame.drop(columns=dm.spec.target)
             try:
+                require_columns(frame, dm, contract)
                 yield frame, read_table(frame, dm.spec, features=features, contract=contract)
             except ValueError as error:
                 place = f" (its rows are counted from row {first + 1} on)" if first else ""
@@ -208,29 +210,12 @@ def _target(source: Path, out: str | Path | None, folder: RunFolder, *, force: b
     return path
 
 
-def _contract(dm: TableDataModule, given: str | Path | None) -> Contract | None:
-    """Return what is agreed on the columns that the net sees; others are not asked for."""
-    agreed = dm.contract
-    if given is not None and agreed is None:
-        raise ValueError(
-            "--contract adds sites to the data contract that a run was trained under, and this run "
-            "has none. Leave it out, and bring the table into the units of training yourself."
-        )
-    if agreed is None or dm.preprocessing is None:
-        return None
-    if given is not None:
-        agreed = extended(agreed, Contract.of(given))
-    seen = set(dm.preprocessing.features)
-    columns = {n: rule for n, rule in agreed.columns.items() if seen & {*feature_names(n, rule)}}
-    return replace(agreed, columns=columns)
-
-
 def _horizons(folder: RunFolder) -> tuple[float, ...]:
     """Return the horizon that a survival run was told to look at."""
     parameters = folder.read().get("parameters") or {}
     value = parameters.get("horizon")
     survival = "event" in parameters and "target" not in parameters
-    return (float(value),) if survival and isinstance(value, int | float) else ()
+    return (float(value),) if survival and isinstance(value, int | float) and value > 0 else ()
 
 
 def predict_command(run_dir: str, table: str, *, out: str | None, **options: Any) -> int:

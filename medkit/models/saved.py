@@ -5,9 +5,6 @@ Only weights and plain settings are read from checkpoints; no code in them is ru
 
 from __future__ import annotations
 
-import difflib
-import pickle
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +21,10 @@ from medkit.data.survival import SurvivalDataModule
 from medkit.data.tables import Table
 from medkit.models.classifier import LitClassifier
 from medkit.models.ensemble import FoldEnsemble, Member
+from medkit.models.saved_stages import checkpoint_in, chosen, content_of, groups_in
 from medkit.models.survival import LitCox
-from medkit.record.checkpoints import FINISHED, checkpoints, newest_sound
 
 Columns = dict[str, NDArray[np.float64]]
-_NUMBERED = re.compile(r"(.*\D)\d+")
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,13 @@ class SavedClassifier:
         return self.ensemble.members[0].dm
 
     def score(self, table: Table) -> Columns:
-        """Return ``prob``, ``prob_logistic`` and ``spread`` of each row."""
+        """Return ``prob``, ``prob_logistic`` and ``spread`` of each row; NaN of one net alone."""
         members = self.ensemble.members
         scores = self.ensemble.mean([_batch(member.dm, table) for member in members])
         found = {"prob": scores.prob}
         if all(member.dm.baseline_c is not None for member in members):
             found["prob_logistic"] = scores.baseline
-        return found | {"spread": scores.spread}
+        return found | {"spread": scores.spread if members[1:] else _nobody_else(scores.spread)}
 
     def risk(self, columns: Columns) -> NDArray[np.float64]:
         """Return the probability of the event."""
@@ -85,7 +81,7 @@ class SavedCox:
         found = {"risk": np.mean(eta, axis=0)}
         if len(cox) == len(eta):
             found["risk_cox"] = np.mean(cox, axis=0)
-        found["spread"] = np.std(eta, axis=0)
+        found["spread"] = np.std(eta, axis=0) if eta[1:] else _nobody_else(eta[0])
         mean = np.mean(alive, axis=0)
         return found | {f"survival_{h:g}": mean[i] for i, h in enumerate(self.horizons)}
 
@@ -94,10 +90,19 @@ class SavedCox:
         return 1 - columns[f"survival_{self.horizons[0]:g}"] if self.horizons else None
 
 
+def _nobody_else(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the spread of one net: not 0, as if others had agreed, but not known."""
+    return np.full(len(values), np.nan)
+
+
 def load(
     run_dir: str | Path, *, stage: str | None = None, horizons: Sequence[float] = ()
 ) -> SavedClassifier | SavedCox:
     """Load what a run has trained.
+
+    A checkpoint holds no rows: what is loaded scores new tables, and ``ensemble.test()`` and
+    ``out_of_fold()`` need ``member.dm.setup()`` first for each of ``ensemble.members``, where the
+    table of training is at hand.
 
     Args:
         run_dir: The run folder.
@@ -107,13 +112,19 @@ def load(
 
     Raises:
         FileNotFoundError: Where the run has no finished model, or not the one asked for.
-        ValueError: Where its model is none of the kit's, or several could be meant.
+        ValueError: Where its model is none of the kit's, or several could be meant; for a horizon
+            that is no positive time.
     """
+    if wrong := [horizon for horizon in horizons if not horizon > 0]:
+        raise ValueError(
+            f"a horizon must be a time above 0, in the unit of training, and {wrong[0]:g} is "
+            "negative or none. Say how long after the start survival is wanted."
+        )
     folder = Path(run_dir) / "checkpoints"
-    groups = _groups(folder)
-    name = _chosen(groups, stage, folder)
+    groups = groups_in(folder)
+    name = chosen(groups, stage, folder)
     stages = groups.get(name, (name,))
-    paths = [_checkpoint(folder / each) for each in stages]
+    paths = [checkpoint_in(folder / each) for each in stages]
     kinds = {_kind(path) for path in paths}
     if kinds == {"survival"}:
         return SavedCox(name, stages, tuple(_cox(p, horizons) for p in paths), tuple(horizons))
@@ -133,77 +144,9 @@ def load(
     return SavedClassifier(name, stages, FoldEnsemble(members))
 
 
-def _groups(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return what can be asked for -> its stages: members of one model stand under one name."""
-    stages = sorted(path.name for path in folder.glob("*") if any(path.glob("*.ckpt")))
-    groups: dict[str, list[str]] = {}
-    for stage in stages:
-        prefix = found[1] if (found := _NUMBERED.fullmatch(stage)) else ""
-        # other numbers may be steps one after the other: those are not averaged
-        together = prefix in {"fold", "seed"} or (prefix and (folder / f"{prefix}.json").is_file())
-        groups.setdefault(prefix if together else stage, []).append(stage)
-    number = re.compile(r"\d+$")
-    return {
-        name: tuple(sorted(found, key=lambda s: int((number.search(s) or ["0"])[0])))
-        for name, found in groups.items()
-    }
-
-
-def _chosen(groups: dict[str, tuple[str, ...]], stage: str | None, folder: Path) -> str:
-    if not groups:
-        raise FileNotFoundError(
-            f"a run must have a trained model to predict with, and {folder} holds no checkpoint. "
-            "Train with stable_trainer(run, ...) in a run folder, or resume the run."
-        )
-    single = {each for found in groups.values() for each in found}
-    if stage is None:
-        if len(groups) == 1:
-            return next(iter(groups))
-        if "best" in groups and single == set(groups):
-            return "best"
-        raise ValueError(
-            f"a run with several models needs to know which is meant; it has {sorted(groups)}. "
-            "Name one with --stage."
-        )
-    if stage not in groups and stage not in single:
-        close = difflib.get_close_matches(stage, [*groups, *single], n=1)
-        raise FileNotFoundError(
-            f"a stage must be one that the run has trained, got {stage!r}. "
-            + (f"Did you mean {close[0]!r}? " if close else "")
-            + f"It has {sorted(groups)}."
-        )
-    return stage
-
-
-def _checkpoint(folder: Path) -> Path:
-    """Return a stage's final weights."""
-    if checkpoints(folder):
-        path = newest_sound(folder)
-        if path is None or path.name != FINISHED:
-            raise FileNotFoundError(
-                f"a model must be trained to its end to predict, and stage {folder.name!r} has "
-                f"{'only a resume point' if path else 'no undamaged checkpoint'}. Resume the run."
-            )
-        return path
-    found = sorted(folder.glob("*.ckpt"))  # of a ModelCheckpoint, without a digest
-    if len(found) > 1:
-        raise ValueError(
-            f"a stage must have one set of weights, and {folder} has {[p.name for p in found]}. "
-            "Keep the one that is meant."
-        )
-    return found[0]
-
-
 def _kind(path: Path) -> str:
     """Say what is in a checkpoint: "survival" or "classifier"; anything else is refused."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"{path} must be a checkpoint of weights and plain settings, and it can't be read "
-            f"({reason}). Is it damaged, or does it hold Python objects? Those are never loaded."
-        ) from error
+    content = content_of(path)
     settings: dict[str, Any] = content.get("datamodule_hyper_parameters") or {}
     model = content.get("hyper_parameters") or {}
     known = any(isinstance(v, dict) and "preprocessing" in v for v in content.values())

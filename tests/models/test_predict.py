@@ -274,10 +274,13 @@ def empty_site(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 BAD_TABLES = {
-    "missing": (lambda f: f.drop(columns="urea"), "['urea'] are not among"),
+    "missing": (lambda f: f.drop(columns="urea"), "them, empty where not measured."),
     "unit": (lambda f: f.assign(site="Z"), "found 'Z', and ['creatinine', 'glucose'] are in other"),
     "site": (empty_site, "must be filled in each row; it is empty in 1 row (first: row 8"),
-    "no site": (lambda f: f.drop(columns="site"), "each row must say whose it is"),
+    "no site": (
+        lambda f: f.drop(columns="site"),
+        "no column 'site'. Add it, with one of ['A', 'B'",
+    ),
     "empty": (lambda f: f.head(0), "must have at least one row below its column names"),
     "twice": (lambda f: pd.concat([f, f["age"]], axis=1), "each column once, and ['age'] stand"),
 }
@@ -295,7 +298,8 @@ def test_a_table_that_is_not_the_contracts_is_refused(
 
 
 BAD_WITHOUT = {
-    "missing": (lambda f: f.drop(columns="urea"), "has no column ['urea']"),
+    "missing": (lambda f: f.drop(columns="urea"), "was trained on, and ['urea'] are not among"),
+    "renamed": (lambda f: f.rename(columns={"urea": "Urea"}), "Is 'Urea' 'urea'? Rename it."),
     "text": (lambda f: f.assign(age="old"), "column 'age' must be numeric; found 'old'"),
     "site": (empty_site, "must be filled in each row; it is empty in 1 row"),
     "endless": (lambda f: f.assign(age="inf"), "must hold finite numbers"),
@@ -436,6 +440,62 @@ def test_of_several_stages_one_must_be_named(bare: Path, medkit: Medkit) -> None
     assert "scored by plain" in medkit(bare, arrivals(), "--stage", "plain")[1]
 
 
+def test_a_column_that_was_not_measured_may_be_empty(agreed: Path, medkit: Medkit) -> None:
+    code, said = medkit(agreed, arrivals(urea=""))
+    assert code == 0, said
+    assert "no value at 'A' in urea" in said
+
+
+@pytest.fixture
+def in_turn(tmp_path: Path) -> Path:
+    """A run with a model for each of two hospitals that it has not seen."""
+    folder = RunFolder.create(tmp_path / "turn", status="done")
+    settings = {"target": "died", "site": "site", "missing_codes": MISSING_CODES}
+    for site in "AB":
+        dm = EHRDataModule(ENCOUNTERS, test_site=site, **settings)
+        stage(folder, f"site_{site.lower()}_fold0", dm)
+    return folder.path
+
+
+def test_models_of_hospitals_in_turn_are_told_apart(in_turn: Path, medkit: Medkit) -> None:
+    code, said = medkit(in_turn, arrivals())
+    assert code == 2
+    assert "'site_a_fold0' without 'A', 'site_b_fold0' without 'B') and none on all" in said
+    assert said.rstrip().endswith("Name one with --stage.")
+
+
+def test_a_model_has_the_threshold_and_the_rival_of_its_own_hospital(
+    in_turn: Path, medkit: Medkit
+) -> None:
+    found: dict[str, Any] = {f"val/site_{s}/threshold": t for s, t in (("a", 0.2), ("b", 0.4))}
+    lows = {"test": -0.2, "test/site_a": 0.01, "test/site_b": -0.1}
+    found |= {f"{n}/auroc_minus_logistic": Metric(0.05, low, 0.1) for n, low in lows.items()}
+    write_metrics(in_turn / "metrics.json", found)
+    at_a = medkit(in_turn, arrivals(), "--stage", "site_a_fold0")[1]
+    assert "positive: from 0.2 on" in at_a
+    assert "use prob_logistic" not in at_a
+    at_b = medkit(in_turn, arrivals(), "--stage", "site_b_fold0", "--force")[1]
+    assert "positive: from 0.4 on" in at_b
+    assert "(test/site_b/auroc_minus_logistic): use prob_logistic" in at_b
+
+
+def test_anothers_threshold_is_not_taken(in_turn: Path, medkit: Medkit) -> None:
+    write_metrics(in_turn / "metrics.json", {"val/site_b/threshold": 0.4})
+    assert "positive" not in medkit(in_turn, arrivals(), "--stage", "site_a_fold0")[1]
+
+
+@pytest.mark.parametrize(("status", "said"), [("failed", True), ("done", False)])
+def test_a_run_that_failed_says_so(status: str, said: bool, bare: Path, medkit: Medkit) -> None:
+    RunFolder(bare).update(status=status)
+    words = medkit(bare, arrivals())[1]
+    assert ("the run is not done, its status is 'failed'" in words) == said
+
+
+def test_one_net_has_no_spread(bare: Path, medkit: Medkit) -> None:
+    medkit(bare, arrivals())
+    assert set(written()["spread"]) == {""}
+
+
 def test_the_best_of_a_single_stage_is_taken(bare: Path, medkit: Medkit) -> None:
     best = bare / "checkpoints" / "best"
     best.mkdir()
@@ -549,6 +609,19 @@ def test_a_horizon_beyond_the_follow_up_is_refused(followed: Path, medkit: Medki
     code, said = medkit(followed, pd.read_csv(PATIENTS, dtype=str), "--horizon", "1e6")
     assert code == 2
     assert "must lie within the follow-up" in said
+
+
+@pytest.mark.parametrize("horizon", ["-5", "0", "nan"])
+def test_a_horizon_that_is_no_time_is_refused(horizon: str, followed: Path, medkit: Medkit) -> None:
+    code, said = medkit(followed, pd.read_csv(PATIENTS, dtype=str), "--horizon", horizon)
+    assert code == 2
+    assert "a horizon must be a time above 0, in the unit of training" in said
+    assert f"{float(horizon):g} is" in said
+
+
+def test_one_cox_net_has_no_spread(followed: Path, medkit: Medkit) -> None:
+    medkit(followed, pd.read_csv(PATIENTS, dtype=str), "--stage", "seed0")
+    assert set(written()["spread"]) == {""}
 
 
 def test_a_horizon_is_none_of_a_classifiers(bare: Path, medkit: Medkit) -> None:
