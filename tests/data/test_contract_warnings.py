@@ -63,7 +63,8 @@ def test_cells_that_broke_a_contract_are_counted_in_one_line(
 def test_a_site_that_a_contract_does_not_know_is_named(caplog: pytest.LogCaptureFixture) -> None:
     (line,) = said(caplog, {name: {} for name in AMONG}, sites=["A", "B"])
     rows = int((TABLE["site"] == "C").sum())
-    assert line.startswith(f"1 site of encounters.csv not in the contract: C ({rows} rows); codes")
+    said_of_c = f"1 site of encounters.csv that the contract does not name: C ({rows} rows); codes"
+    assert line.startswith(said_of_c)
 
 
 def test_the_same_is_said_once_however_often_the_table_is_set_up(

@@ -102,14 +102,14 @@ def summary(broken: Sequence[Broken], *, where: str, features: int) -> list[str]
         are, no = ("is", "a feature") if len(columns) == 1 else ("are", "features")
         lines.append(
             f"{len(columns)} of {total} columns of {where} {are} not in the contract and {are} no "
-            f"{no}: {_few(columns)}. Add them to it, with kind: text what shall be none."
+            f"{no}: {_few(columns)}. Add them to it; those of kind: text stay none."
         )
     sites = [f"{b.site} ({b.count} rows)" for b in breaches if b.what == NO_SITE]
     if sites:
         lines.append(
-            f"{_number(len(sites), 'site')} of {where} not in the contract: {_few(sites)}; codes "
-            "and units of all sites taken. Add them to its sites, with codes and units of their "
-            "own."
+            f"{_number(len(sites), 'site')} of {where} that the contract does not name: "
+            f"{_few(sites)}; codes and units of all sites taken. Add them to its sites, with codes "
+            "and units of their own."
         )
     cells = [b for b in breaches if b.what not in (NO_COLUMN, NO_SITE)]
     if cells:
