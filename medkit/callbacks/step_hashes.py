@@ -17,7 +17,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from medkit.callbacks.bits import bits
 from medkit.callbacks.op_trace import BACKWARD, OPTIMIZER, OpTrace, digest_of
@@ -97,6 +97,8 @@ class StepHashes(pl.Callback):
             raise TracedEnoughError(f"batches {self.trace} are traced")
         if number in self.trace:
             self._line["again"] = _fetched_again(trainer, epoch, batch_idx)
+            parts = tree_flatten_with_path(batch)[0]
+            self._line["parts"] = {keystr(path): digest_of(part) for path, part in parts}
             self._line["weights before"] = digest_of(dict(pl_module.state_dict()))
             self._ops = OpTrace(pl_module)
             self._ops.watch()

@@ -111,9 +111,14 @@ def certify(
                 "a certificate compares steps of stable_trainer and results of the run, and this "
                 "job left neither. Train by stable_trainer(run, ...), or call run.metrics(...)."
             )
-        verdicts = [(judge(runs[0], other), other) for other in runs[1:]]
-        verdict, other = next((found for found in verdicts if not found[0].equal), verdicts[-1])
-        at = parting(runs[0], other)
+        # among fresh ones first: a job that does not repeat parts from the finished run anyway
+        pairs = [(fresh[0], other) for other in fresh[1:]] + [
+            (one, fresh[0]) for one in runs[:first]
+        ]
+        verdict, at = Verdict(), None
+        for a, b in pairs:
+            if verdict.equal:
+                verdict, at = judge(a, b), parting(a, b)
         if at is not None and _worth_tracing(verdict):
             verdict = _trace(at, run) or verdict
     notes = []

@@ -103,11 +103,14 @@ def _blame(at: Parting) -> tuple[str, str, str]:
 def _blame_batch(at: Parting) -> tuple[str, str, str]:
     if at.same_samples:
         return ORDER, "the same samples come in another order; sort what they are read from", ""
+    parts = at.a.get("parts", {}), at.b.get("parts", {})
+    names = [name for name in parts[0] if parts[0][name] != parts[1].get(name)]
+    where = f"batch{', batch'.join(names)}" if names else ""
     mine, theirs = at.a.get("again", []), at.b.get("again", [])
     if mine and theirs and len({*mine}) == len({*theirs}) == 1 and mine != theirs:
         why = "fetched again, each process gives its own samples again: they were made unlike"
-        return SETUP, f"{why} before the first batch", ""
-    return AUGMENTATION, f"the same rows were fetched with other values; {_CHECK}", ""
+        return SETUP, f"{why} before the first batch", where
+    return AUGMENTATION, f"the same rows were fetched with other values; {_CHECK}", where
 
 
 def first_op(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[str, str, str] | None:
