@@ -313,6 +313,7 @@ def test_missing_and_rare_has_each_number_inside_and_outside_beside_the_best_pos
                 metric = metrics[f"{way}/{side}/{name}"]
                 assert metric.low < metric.value < metric.high
                 assert metric.n == rows
+    assert "test/auroc" not in metrics  # of one hospital nothing is said twice
     gain = metrics["test/site_c/auroc_minus_logistic"]
     assert gain.low <= 0
     assert [out.text for out in job.outputs if "use logistic regression" in out.get("text", "")]
@@ -357,7 +358,45 @@ def test_real_hospitals_go_through_the_same_notebook(
             table = pd.read_parquet(job.run_dir / "predictions" / f"test_site_{site}.parquet")
             assert set(table.site) == {site}
         assert metrics["test/auroc_minus_logistic"].n == 920
+        assert "within 4 places" in metrics["test/auroc_minus_logistic"].method
         assert not any(name.startswith("best/") for name in metrics)
+
+
+@pytest.mark.slow
+def test_hospitals_may_have_any_names_and_are_compared_one_by_one(tmp_path: Path) -> None:
+    table = pd.read_csv(ROOT / "data_samples/ehr/encounters.csv")
+    table = table[["patient_id", "site", "age", "sbp", "resp_rate", "urea", "died"]]
+    table["site"] = table.site.map({"A": "St. Mary/x", "B": "A", "C": "a"})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    values = {"csv_path": str(tmp_path / "table.csv"), "test_site": "*", "folds": "2"}
+    values |= {"contract_path": "", "truth_path": "", "quick": "true"}
+    options = [word for name, value in values.items() for word in ("-p", name, value)]
+    job = run_job(ROOT / "notebooks/02_missing_and_rare.ipynb", tmp_path / "run", *options)
+    metrics = read_metrics(job.run_dir / "metrics.json")
+    for place, site in {"a": "A", "st._mary_x": "St. Mary/x", "a_2": "a"}.items():
+        rows = pd.read_parquet(job.run_dir / f"predictions/test_site_{place}.parquet")
+        assert set(rows.site) == {site}
+        assert metrics[f"test/site_{place}/auroc_minus_logistic"].n == len(rows)
+    assert "within 3 places" in metrics["test/auroc_minus_logistic"].method
+
+
+@pytest.mark.slow
+def test_the_samples_truth_is_not_laid_on_another_table(tmp_path: Path) -> None:
+    table = pd.read_csv(ROOT / "data_samples/ehr/encounters.csv").head(900)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    values = ["-p", "csv_path", str(tmp_path / "table.csv"), "-p", "quick", "true"]
+    path = ROOT / "notebooks/02_missing_and_rare.ipynb"
+    done = subprocess.run(
+        job_command(path, tmp_path / "run", *values),
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert 'has 2,000 rows, the table 900. Where no truth is known, pass -p truth_path ""' in (
+        done.stdout + done.stderr
+    )
 
 
 def kill_kernel_of(launcher: subprocess.Popen[str]) -> None:
