@@ -50,7 +50,9 @@ class StepHashes(pl.Callback):
     """Writes ``steps.jsonl``: a line as the stage begins, and one a batch.
 
     A line is flushed before the next step begins, so it outlives a kill; a step that is lived
-    through again after a resume is written again, and the later line counts.
+    through again after a resume is written again, and the later line counts. It costs 0.4 ms a
+    step of a table net, and for larger ones a second per 1.3 GB of weights, gradients, optimizer
+    state and batch.
 
     Args:
         folder: Where the file goes.
@@ -92,7 +94,7 @@ class StepHashes(pl.Callback):
             "batch": digest_of(batch),
             "bag": f"{self._bag:016x}",
         }
-        number = epoch * int(trainer.num_training_batches) + batch_idx
+        number = trainer.fit_loop.total_batch_idx
         if self.trace and number >= self.trace.stop:
             raise TracedEnoughError(f"batches {self.trace} are traced")
         if number in self.trace:

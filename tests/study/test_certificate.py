@@ -203,6 +203,14 @@ def test_a_finished_run_with_digests_needs_one_more_process(tmp_path: Path) -> N
     assert certify(job_of(dict), repeats=1, finished=write(tmp_path / "o", lines())).verdict.equal
 
 
+def test_a_job_that_does_not_repeat_is_blamed_before_the_versions_of_a_finished_run(
+    tmp_path: Path,
+) -> None:
+    old = write(tmp_path / "old", lines(loss="x"), environment={"torch": "0"})
+    assert certify(job_of(lambda: {"loss": "x"}), finished=old).verdict.where
+    assert certify(job_of(dict), finished=old).verdict.differs == "loss"
+
+
 def test_a_finished_run_without_digests_is_compared_at_its_end(tmp_path: Path) -> None:
     old = tmp_path / "old"
     RunFolder.create(old, seed=0)
