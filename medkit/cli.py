@@ -28,7 +28,8 @@ AUDIT = """exit codes:
 With --label-shuffle also those of `medkit run` where the training was stopped."""
 PREDICT = """columns written:
   the table's own columns of patient and site; row (1: the first below the header)
-  prob, prob_logistic (logistic regression on the same rows), spread (sd over members)
+  prob, prob_logistic (logistic regression on the same rows)
+  spread (sd over members; empty where there is one)
   or, for survival, risk (log relative hazard), risk_cox (penalised Cox), spread, survival_T
   positive: 1 from the threshold in the run's metrics.json on, where there is one
   outside: why the row is outside of what was trained on; empty where it is not

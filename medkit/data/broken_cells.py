@@ -57,7 +57,7 @@ class Breaches:
                     counts[broken.what.partition(":")[0]] += broken.count
             if self.contract.columns[name].kind == "number":
                 if almost := example(cells[rows]):
-                    self._hint(reason, f"no number: such as {almost!r}")
+                    self._hint(reason, f"such as {almost!r}")
                 for where in np.unique(site[rows]).tolist():
                     there = site == where
                     most = self.contract.tolerance * cells[there].notna().sum()

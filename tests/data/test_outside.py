@@ -195,7 +195,7 @@ def test_no_unit_is_named_where_few_cells_are_outside_or_none_would_fit(lab: lis
 
 def test_decimal_commas_are_shown_by_one_of_them_and_words_are_not() -> None:
     judge, _ = aged(new().assign(age="61,5"))
-    said = ": 20 not a number; no number: such as '61,5'"
+    said = ": 20 not a number; such as '61,5'"
     assert judge.why("age breaks the contract") == said
     judge, _ = aged(new().assign(age="Smith"))
     assert judge.why("age breaks the contract") == ": 20 not a number"
