@@ -84,6 +84,12 @@ def test_the_swaps_themselves_do_not_vary(layer: object) -> None:
     assert [one for one in scan(Called(layer), X) if one.swap] == []
 
 
+@pytest.mark.parametrize(("mode", "varies"), [("max", True), ("mean", False)])
+def test_an_embedding_bag_varies_where_it_takes_the_maximum(mode: str, varies: bool) -> None:
+    found = scan(nn.EmbeddingBag(5, 2, mode=mode), torch.zeros(2, 3).long())
+    assert bool(found) is varies
+
+
 def test_a_swap_of_cross_entropy_gives_the_same_loss() -> None:
     x = torch.randn(2, 3, 4, 4, 4)
     torch.testing.assert_close(segmented(x, "none").mean(), segmented(x))
