@@ -141,6 +141,16 @@ def first_op(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[str, str
     return None
 
 
+def unwritten(at: Parting, traced: Recorded) -> Verdict | None:
+    """Blame memory that a traced process read unwritten, where nothing else could be seen."""
+    lines = [line for stage in traced.stages.values() for line in stage.values()]
+    for op in (op for line in lines for op in line.get("ops", []) if op["unwritten"]):
+        where = "; ".join(part for part in (op["module"], op["line"]) if part)
+        why = f"{op['name']} reads memory that nothing was written to"
+        return Verdict(UNWRITTEN, at.stage, at.place, at.field, why, where)
+    return None
+
+
 def compare_ends(a: Recorded, b: Recorded) -> Verdict:
     """Compare what the processes left at their ends."""
     weights = [{k: v.get("weights_sha256") for k, v in x.facts.get("stages", {}).items()}

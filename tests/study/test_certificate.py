@@ -189,6 +189,17 @@ def test_two_processes_that_part_are_run_again_and_the_operation_is_named() -> N
     assert found.hash_seeds == ["0", "1"]
 
 
+def test_memory_read_unwritten_is_blamed_though_being_watched_makes_it_alike() -> None:
+    def job(folder: Path, more: Mapping[str, str]) -> None:
+        hashed = more[HASH_STEPS] == "1"
+        changed = (
+            {"loss": more["PYTHONHASHSEED"]} if hashed else {"ops": [OP | {"unwritten": True}]}
+        )
+        write(folder, lines(**changed))
+
+    assert certify(job).verdict.component == blame.UNWRITTEN
+
+
 def test_a_job_that_repeats_is_certified(tmp_path: Path) -> None:
     found = certify(job_of(dict))
     assert found.verdict.equal
