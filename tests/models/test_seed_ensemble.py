@@ -161,9 +161,9 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are(tmp_path: Path) ->
     seeds, found = (3, 4, 5), []
     for number, bad in enumerate([0.0, float("nan")]):
         lit = ensemble("mlp", seeds)
-        lit.net.weight.data[1] += bad
+        next(lit.net.parameters()).data[1] += bad
         fit(lit, stacked(Small(), seeds), tmp_path / str(number), gradient_clip_val=0.5)
-        found.append(lit.net.weight.detach())
+        found.append(lit.net.rows())
     assert found[1][1].isnan().any()
     assert lit.table().query("seed == 4")["auroc"].isna().all()
     assert torch.equal(found[0][::2], found[1][::2])
@@ -178,9 +178,10 @@ def test_the_spike_guard_would_skip_the_step_of_all_and_steps_aside(
 
 
 def test_each_member_is_clipped_by_its_own_norm() -> None:
-    gradient = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
-    clip_each(gradient, 1.0)
-    torch.testing.assert_close(gradient, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
+    first, second = torch.tensor([[3.0], [0.3], [0.0]]), torch.tensor([[4.0], [0.4], [0.0]])
+    clip_each([first, second], 1.0)
+    torch.testing.assert_close(first, torch.tensor([[0.6], [0.3], [0.0]]))
+    torch.testing.assert_close(second, torch.tensor([[0.8], [0.4], [0.0]]))
 
 
 def test_the_best_epoch_of_each_member_is_kept(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_the_best_epoch_of_each_member_is_kept(tmp_path: Path) -> None:
 
     class Watch(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-            weights.append(pl_module.net.weight.detach().clone())
+            weights.append(pl_module.net.rows())
 
     lit = ensemble("mlp", seeds, lr=0.1, total_steps=None, best_epoch=True)
     data = stacked(Small(), seeds)
@@ -197,15 +198,15 @@ def test_the_best_epoch_of_each_member_is_kept(tmp_path: Path) -> None:
     best = table.loc[table.groupby("seed")["loss"].idxmin(), "epoch"].tolist()
     assert lit.best_at.tolist() == best
     assert len(set(best)) > 1
-    last = lit.net.weight.detach().clone()
-    lit.net.weight.data.copy_(torch.stack([weights[e][m] for m, e in enumerate(best)]))
+    last = lit.net.rows()
+    lit.net.put(torch.stack([weights[e][m] for m, e in enumerate(best)]))
     expected = lit.eval().prob(data.part["val"].x)
-    lit.net.weight.data.copy_(last)
+    lit.net.put(last)
     scored = trainer.predict(lit, data)
     got = torch.cat([part.prob for part in scored])
     torch.testing.assert_close(got, expected.mean(0))
     torch.testing.assert_close(lit.member(3).prob(data.part["val"].x), expected[2])
-    assert torch.equal(lit.net.weight, last)
+    assert torch.equal(lit.net.rows(), last)
 
 
 def test_mean_sd_and_ensemble_are_logged_and_each_member_is_in_the_table(tmp_path: Path) -> None:

@@ -73,6 +73,12 @@ def test_masks_are_those_that_a_run_alone_draws(layer: nn.Dropout) -> None:
     assert not first[:, 7:].any()
 
 
+def test_a_dropout_layer_used_twice_draws_twice() -> None:
+    drop = LeanDropout(0.3)
+    net = nn.Sequential(nn.Linear(3, 5), drop, nn.Linear(5, 4), drop, nn.Linear(4, 1))
+    assert StackedNet([net, net]).dropouts == [(drop, 5), (drop, 4)]
+
+
 def test_lean_dropout_drops_its_share_and_keeps_the_mean() -> None:
     keyed.set_globals(1)
     layer = LeanDropout(0.3)
