@@ -217,6 +217,11 @@ def main() -> int:
             partial(stack, rows, seeds, "lean"), partial(bare, rows), at_most=with_masks,
         )  # fmt: skip
         ratio(
+            f"ehr/{seeds}_lean_masked_clipped_over_one_alike",
+            partial(stack, rows, seeds, "lean"), partial(bare, rows, "torch"),
+            peers="lean masks against torch's dropout",
+        )  # fmt: skip
+        ratio(
             f"ehr/{seeds}_masked_clipped_over_one_alike",
             partial(stack, rows, seeds, "torch"), partial(bare, rows, "torch"),
             peers="torch's dropout in both",
