@@ -102,7 +102,7 @@ def _inject(report: Report, folder: Path, counts: Counts) -> None:
             average = [EMAWeightAveraging(decay=0.9)] if subject == "batchnorm" else []
             trainer = stable_trainer(
                 run, max_epochs=EPOCHS, callbacks=[*average, watch], checkpoint_every_s=None,
-                accumulate_grad_batches=size, **QUIET,
+                accumulate_grad_batches=size, spike_guard=True, **QUIET,
             )  # fmt: skip
             trainer.fit(net, keyed(loader()))
             run.finish()
@@ -184,7 +184,12 @@ def _train(
         module = _module(data)
     still = Still()
     trainer = stable_trainer(
-        run, max_epochs=RECIPE_EPOCHS, callbacks=[still], checkpoint_every_s=None, **QUIET
+        run,
+        max_epochs=RECIPE_EPOCHS,
+        callbacks=[still],
+        checkpoint_every_s=None,
+        spike_guard=True,
+        **QUIET,
     )
     trainer.fit(module, data)
     run.finish()

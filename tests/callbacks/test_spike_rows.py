@@ -50,9 +50,8 @@ def fit(
     run_dir: Path, net: pl.LightningModule, data: Any = None, *, epochs: int = 3, **options: Any
 ) -> pl.Trainer:
     run = start_run(run_dir, seed=3)
-    trainer = stable_trainer(
-        run, max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, **options
-    )
+    options = {"spike_guard": True, "accelerator": "cpu", "enable_progress_bar": False} | options
+    trainer = stable_trainer(run, max_epochs=epochs, **options)
     trainer.fit(net, keyed(loader(rows(bad=POISON)) if data is None else data))
     run.finish()
     return trainer
@@ -162,7 +161,7 @@ def test_a_job_whose_notebook_ends_well_has_failed_with_such_weights(tmp_path: P
     assert "stage 'fit' ended in weights that are not finite: ['net.0.weight'" in ending.error
 
 
-def test_ones_own_guard_takes_the_place_of_the_default_and_writes_into_the_ledger(
+def test_ones_own_guard_takes_the_place_of_the_kits_and_writes_into_the_ledger(
     tmp_path: Path,
 ) -> None:
     own = SpikeGuard(GuardSettings(patience=7))
@@ -175,8 +174,8 @@ def test_ones_own_guard_takes_the_place_of_the_default_and_writes_into_the_ledge
 def test_a_resume_under_other_settings_of_the_guard_is_refused(tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", seed=3)
     options: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 1}
-    stable_trainer(run, **options).fit(Net(), keyed(loader()))
-    again = stable_trainer(run, **options, spike_guard=False)
+    stable_trainer(run, **options, spike_guard=True).fit(Net(), keyed(loader()))
+    again = stable_trainer(run, **options)
     with pytest.raises(SettingsChangedError, match="spike_guard"):
         again.fit(
             Net(), keyed(loader()), ckpt_path=str(tmp_path / "run/checkpoints/fit/finished.ckpt")

@@ -173,7 +173,13 @@ def test_the_spike_guard_would_skip_the_step_of_all_and_steps_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        fit(ensemble("mlp", (1, 2)), stacked(Small(), (1, 2)), tmp_path / "run", epochs=1)
+        fit(
+            ensemble("mlp", (1, 2)),
+            stacked(Small(), (1, 2)),
+            tmp_path / "run",
+            epochs=1,
+            spike_guard=True,
+        )
     assert "does not guard this fit: its members are trained apart" in caplog.text
 
 
