@@ -51,8 +51,8 @@ def stable_trainer(
 ) -> pl.Trainer:
     """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
 
-    In it: keyed steps (first), the spike guard if asked for, your callbacks, the progress file, resume points
-    (last), and ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
+    In it: keyed steps (first), the spike guard if asked for, your callbacks, the progress file,
+    resume points (last), and ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
 
     Args:
         run: From :func:`start_run`.
