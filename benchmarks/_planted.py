@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore")
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -143,7 +143,7 @@ def _names(bug: str) -> list[str]:
     return NAMES
 
 
-@torch.library.custom_op("planted::sum_in_some_order", mutates_args=())
+@library.custom_op("planted::sum_in_some_order", mutates_args=())
 def sum_in_some_order(x: Tensor) -> Tensor:
     """Add rows up in an order that nobody fixed, as atomic additions on a GPU do."""
     order = list(range(len(x)))
