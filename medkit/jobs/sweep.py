@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from medkit.jobs.grid import SWEEP_NAME, SweepRequest, SweepRun, check_earlier, plan_sweep
+from medkit.jobs.processes import Command, Queue, Slot, share_out
 from medkit.jobs.sweep_table import check_best_by, summarise, table_text, write_csv
 from medkit.record.files import safe_name, write_json
 from medkit.record.folder import RunFolder, new_run_path, now
 from medkit.record.lock import RunLock
-
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_POLL_S = 0.2
-
-
-@dataclass
-class Slot:
-    """A share of the machine that one run has at a time."""
-
-    cores: tuple[int, ...] = ()
-    device: str = ""
-    process: subprocess.Popen[bytes] | None = None
-    run: SweepRun | None = None
 
 
 class Sweep:
@@ -51,8 +31,18 @@ class Sweep:
         self.out = self._folder()
         self.notebook, self.runs, self.common = plan_sweep(request, self.out)
         self.earlier = check_earlier(self.out, self.notebook, self.common, self.runs)
-        self.stop: signal.Signals | None = None
-        self.slots = self._slots()
+        self.slots: list[Slot[SweepRun]] = share_out(
+            request.jobs,
+            at_most=len(self.runs),
+            devices=[number for number in request.devices.split(",") if number],
+            width=int(self.earlier.get("cores_per_run") or 0),
+        )
+        self.queue = Queue(
+            self.slots,
+            label=lambda run: run.label,
+            command=self._command,
+            ended=self._finished,
+        )
 
     def run(self) -> int:
         """Run what is not done yet, print the table, return the exit code."""
@@ -68,46 +58,12 @@ class Sweep:
             )
             self._write("running")  # first: from now on the folder is a sweep's
             (self.out / "logs").mkdir(exist_ok=True)
-            with self._listening():
-                self._work(queue)
+            self.queue.run(queue)
             return self._close()
         finally:
             lock.release()
 
-    def _work(self, queue: list[SweepRun]) -> None:
-        waiting = list(queue)
-        with tqdm(
-            total=len(queue), disable=not sys.stderr.isatty(), leave=False, unit="run"
-        ) as bar:
-            while True:
-                for slot in self.slots:
-                    if slot.process is not None and slot.process.poll() is not None:
-                        self._finished(slot, bar)
-                    if slot.process is None and waiting and self.stop is None:
-                        self._start(slot, waiting.pop(0))
-                running = [slot.run.label for slot in self.slots if slot.process and slot.run]
-                if not running:
-                    return
-                bar.set_postfix_str(", ".join(running), refresh=True)
-                time.sleep(_POLL_S)
-
-    def _start(self, slot: Slot, run: SweepRun) -> None:
-        environment = dict(os.environ) | {"MEDKIT_SWEEP_PID": str(os.getpid())}
-        if slot.cores:
-            environment.setdefault("OMP_NUM_THREADS", str(len(slot.cores)))
-        with (self.out / "logs" / f"{run.name}-s{run.seed}.log").open("ab") as log, _on(slot.cores):
-            slot.process = subprocess.Popen(
-                self._command(run, slot),
-                cwd=self.request.cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C comes to us, who pass it on once
-            )
-        slot.run = run
-
-    def _command(self, run: SweepRun, slot: Slot) -> list[str]:
+    def _command(self, run: SweepRun, slot: Slot[SweepRun]) -> Command:
         request = self.request
         words = [sys.executable, "-m", "medkit.cli", "run", request.notebook]
         words += ["--out", str(run.path), "--resume"]
@@ -119,34 +75,33 @@ class Sweep:
         words += ["--retries", str(request.retries)] if request.retries else []
         words += ["--timeout", str(request.timeout_s)] if request.timeout_s else []
         words += ["--device", slot.device] if slot.device else []
-        return words
+        mine = (("MEDKIT_SWEEP_PID", str(os.getpid())),)
+        return Command(words, self._log(run), request.cwd, mine)
 
-    def _finished(self, slot: Slot, bar: tqdm) -> None:
-        if slot.run is None or slot.process is None:
-            return
-        status, error = _status(slot.run), ""
+    def _log(self, run: SweepRun) -> Path:
+        return self.out / "logs" / f"{run.name}-s{run.seed}.log"
+
+    def _finished(self, run: SweepRun, _code: int) -> tuple[()]:
+        status, error = _status(run), ""
         if status != "done":
-            attempts = _facts(slot.run).get("attempts") or [{}]
+            attempts = _facts(run).get("attempts") or [{}]
             error = str(attempts[-1].get("error") or "")
             if not status:  # refused before its folder was made
-                log = self.out / "logs" / f"{slot.run.name}-s{slot.run.seed}.log"
-                error = log.read_text(errors="replace").strip().splitlines()[-1]
-        bar.update()
-        with bar.external_write_mode(file=sys.stderr):
-            self._say(f"{status or 'refused':<12} {slot.run.label}  {error[:200]}".rstrip() + "\n")
-        slot.process = slot.run = None
+                error = self._log(run).read_text(errors="replace").strip().splitlines()[-1]
+        self._say(f"{status or 'refused':<12} {run.label}  {error[:200]}".rstrip() + "\n")
         self._write("running")
+        return ()
 
     def _close(self) -> int:
-        states = [_status(run) for run in self.runs]
+        states, stop = [_status(run) for run in self.runs], self.queue.stop
         whole = all(state == "done" for state in states)
-        status = "done" if whole else "interrupted" if self.stop else "failed"
+        status = "done" if whole else "interrupted" if stop else "failed"
         summary = self._write(status)
         write_csv(self.out / "sweep.csv", self.runs)
         sys.stdout.write(table_text(summary))
         sys.stdout.write(f"table  {self.out / 'sweep.csv'}\n")
-        if self.stop is not None and not whole:
-            return 130 if self.stop == signal.SIGINT else 143
+        if stop is not None and not whole:
+            return 130 if stop == signal.SIGINT else 143
         return 0 if whole else 1
 
     def _write(self, status: str) -> dict[str, Any]:
@@ -184,60 +139,10 @@ class Sweep:
         base = new_run_path(self.request.cwd / "runs", stem, 0)
         return base.with_name(base.name.replace("-s0", "-sweep"))
 
-    def _slots(self) -> list[Slot]:
-        """Share cores and devices out evenly; the thread count decides bits, so it is kept."""
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        devices = [number for number in self.request.devices.split(",") if number]
-        count = self.request.jobs or len(devices) or max(1, len(cores))
-        count = min(count, len(self.runs))
-        width = int(self.earlier.get("cores_per_run") or len(cores) // count)
-        if width * count > len(cores):  # an earlier start had more to share out
-            count = max(1, len(cores) // width) if width <= len(cores) else count
-        pinned = 0 < width * count <= len(cores)
-        return [
-            Slot(
-                cores=tuple(cores[i * width : (i + 1) * width]) if pinned else (),
-                device=f"gpu:{devices[i % len(devices)]}" if devices else "",
-            )
-            for i in range(count)
-        ]
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Pass signals on to the runs, each of which saves and ends; start no further one."""
-
-        def on_signal(number: int, _frame: FrameType | None) -> None:
-            self.stop = self.stop or signal.Signals(number)
-            for slot in self.slots:
-                if slot.process is not None:
-                    with suppress(ProcessLookupError):
-                        slot.process.send_signal(number)
-
-        kept = {number: signal.signal(number, on_signal) for number in _STOPS}
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
-
     @staticmethod
     def _say(text: str) -> None:
         sys.stderr.write(text)
         sys.stderr.flush()
-
-
-@contextmanager
-def _on(cores: tuple[int, ...]) -> Iterator[None]:
-    """Let a process that is started in this block inherit these cores."""
-    if not cores:
-        yield
-        return
-    mine = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, mine)
 
 
 def _facts(run: SweepRun) -> dict[str, Any]:
