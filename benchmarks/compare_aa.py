@@ -45,7 +45,7 @@ from medkit.data.ehr import EHRDataModule
 from medkit.metrics.calibration import brier
 from medkit.metrics.ranking import Ranking
 from medkit.metrics.two_level import Placed, TwoLevel, bootstrap_difference
-from medkit.models.classifier import warmup_cosine
+from medkit.models.schedules import rate_at
 from medkit.synth.ehr import make_hospitals
 
 SEEDS, GAIN = 5, 0.010
@@ -121,7 +121,7 @@ class Stack:
         per_epoch = n // BATCH
         total, y = EPOCHS * per_epoch, torch.as_tensor(rows.y, dtype=torch.float32)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(warmup_cosine, total=total, rising=max(1, round(0.05 * total)))
+            optimizer, partial(rate_at, total=total, rising=max(1, round(0.05 * total)))
         )
         loss = torch.nn.BCEWithLogitsLoss(reduction="sum")
         for _ in range(EPOCHS):

@@ -38,7 +38,7 @@ from medkit.data.cox import choose_l2, fit_cox
 from medkit.data.survival import SurvivalDataModule
 from medkit.metrics.spread import mean_over_seeds, sd_over_seeds
 from medkit.metrics.survival import calibration_at, harrell_c, uno_c
-from medkit.models.classifier import warmup_cosine
+from medkit.models.schedules import rate_at
 from medkit.models.survival import LitCox, warm_start
 from medkit.trainer import stable_trainer, start_run
 
@@ -107,7 +107,7 @@ def train_published(train: Batch, test: Batch, recipe: Recipe, *, seed: int) -> 
         order = torch.from_numpy(keyed.generator(seed, "order", epoch).permutation(len(train.x)))
         for at in order.split(size)[: steps - step]:
             if recipe.decay:
-                share = warmup_cosine(step, total=steps, rising=1)
+                share = rate_at(step, total=steps, rising=1)
                 optimizer.param_groups[0]["lr"] = recipe.lr * share
             optimizer.zero_grad()
             published_loss(net(train.x[at])[:, 0], train.y[at]).backward()

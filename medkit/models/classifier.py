@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from medkit.data.batches import Batch
 from medkit.models.nets import build
+from medkit.models.schedules import require_steps, warmup_cosine
 
 
 class Scored(NamedTuple):
@@ -139,7 +139,7 @@ class LitClassifier(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=self._fused()
         )
-        return scheduled(optimizer, total=self.total_steps, warmup=self.warmup)
+        return warmup_cosine(optimizer, self.total_steps, warmup=self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running epoch's loss, so that a resumed epoch logs the mean of all of it."""
@@ -172,35 +172,6 @@ class LitClassifier(pl.LightningModule):
             self.log_dict({f"{stage}/loss": loss.compute(), **metrics.compute()})
         loss.reset()
         metrics.reset()
-
-
-def require_steps(total_steps: int | None) -> None:
-    """Refuse a training of no steps."""
-    if total_steps is not None and total_steps < 1:
-        raise ValueError(
-            f"total_steps must be at least 1 or None, got {total_steps}. "
-            "It is epochs x batches per epoch / accumulated batches."
-        )
-
-
-def scheduled(
-    optimizer: torch.optim.Optimizer, *, total: int | None, warmup: float
-) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
-    """Let the rate rise over a share of all steps and fall to zero; ``total`` None: constant."""
-    if total is None:
-        return optimizer
-    rising = max(1, round(warmup * total))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, total=total, rising=rising)
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def warmup_cosine(step: int, *, total: int, rising: int) -> float:
-    """Return the share of the highest rate: 1 after ``rising`` steps, 0 at ``total``."""
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
 
 
 def gather(batches: Iterable[Scored]) -> dict[str, NDArray[Any]]:

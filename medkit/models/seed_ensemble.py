@@ -14,10 +14,11 @@ from torch import Tensor
 
 from medkit import keyed
 from medkit.data.batches import Batch
-from medkit.models.classifier import LitClassifier, Scored, require_steps, scheduled
+from medkit.models.classifier import LitClassifier, Scored
 from medkit.models.masks import MemberMasks
 from medkit.models.member_metrics import NAMES, of_members
 from medkit.models.nets import build
+from medkit.models.schedules import require_steps, warmup_cosine
 from medkit.models.stacked import ALIGNED, StackedNet, filled_up
 
 # glibc gives freed memory of this size back to the system, and from then on keeps what is smaller:
@@ -255,7 +256,7 @@ class SeedEnsemble(pl.LightningModule):
             weight_decay=hyper["weight_decay"],
             fused=not mixed,
         )
-        return scheduled(optimizer, total=hyper["total_steps"], warmup=hyper["warmup"])
+        return warmup_cosine(optimizer, hyper["total_steps"], warmup=hyper["warmup"])
 
     def member(self, seed: int) -> LitClassifier:
         """Return the member of a seed, as the run of that seed alone would leave it, in eval mode.

@@ -16,9 +16,9 @@ from medkit.data.batches import Batch
 from medkit.data.cox import CoxBaseline
 from medkit.data.hazard import BaselineHazard, breslow
 from medkit.metrics.survival import harrell_c
-from medkit.models.classifier import require_steps, scheduled
 from medkit.models.losses import cox_terms
 from medkit.models.nets import build
+from medkit.models.schedules import require_steps, warmup_cosine
 
 _MOST_RANKED = 20_000  # rows; every pair of them is compared at each validation
 
@@ -200,7 +200,7 @@ class LitCox(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
         """Return Adam and, where ``total_steps`` is known, warm-up and cosine to zero."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
-        return scheduled(optimizer, total=self.total_steps, warmup=self.warmup)
+        return warmup_cosine(optimizer, self.total_steps, warmup=self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the baseline hazard of these weights, and the running epoch's loss."""

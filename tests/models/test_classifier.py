@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from medkit import keyed
 from medkit.data.batches import Batch, TableDataset
-from medkit.models.classifier import LitClassifier, gather, warmup_cosine
+from medkit.models.classifier import LitClassifier, gather
 
 MLP = "medkit.models.nets:mlp"
 
@@ -109,10 +109,6 @@ def test_the_rate_rises_then_falls_to_zero_by_the_given_steps(quiet: dict[str, A
     assert rates[:4] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_schedule_stays_at_zero_after_its_last_step() -> None:
-    assert warmup_cosine(99, total=10, rising=1) == 0.0
 
 
 def test_without_total_steps_the_rate_is_constant(quiet: dict[str, Any]) -> None:
