@@ -6,5 +6,6 @@
   :mod:`~medkit.metrics.thresholds`, :mod:`~medkit.metrics.benefit`: one model, two classes
 - :mod:`~medkit.metrics.survival`, :mod:`~medkit.metrics.kaplan_meier`: times to an event
 - :mod:`~medkit.metrics.comparison`, :mod:`~medkit.metrics.two_level`: is the difference real?
-- :mod:`~medkit.metrics.spread`, :mod:`~medkit.metrics.decisions`: over seeds
+- :mod:`~medkit.metrics.spread`, :mod:`~medkit.metrics.decisions`,
+  :mod:`~medkit.metrics.stability`, :mod:`~medkit.metrics.stability_steps`: over seeds
 """

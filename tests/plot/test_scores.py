@@ -1,52 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
 from medkit import plot
 from medkit.metrics.discrimination import auroc
-from medkit.metrics.spread import mean_over_seeds
 from medkit.record.results import Metric
 
-mpl.use("Agg")
 PROB = np.linspace(0.02, 0.98, 60)
 Y = (np.arange(60) * 7 % 10 < PROB * 10).astype(int)
-
-
-@pytest.fixture
-def ax() -> Iterator[Axes]:
-    figure, axes = plt.subplots()
-    yield axes
-    figure.canvas.draw()  # an Axes that can't be rendered fails here
-    plt.close(figure)
 
 
 def legend(ax: Axes) -> str:
     found = ax.get_legend()
     assert found is not None
     return "\n".join(text.get_text() for text in found.get_texts())
-
-
-def test_learning_curves_show_each_run_and_their_mean(ax: Axes) -> None:
-    runs = np.array([[3.0, 2.0, 1.0], [5.0, np.nan, 3.0]])
-    plot.learning_curves(ax, {"val": runs, "train": [4.0, 3.0, 2.0]})
-    assert "val: mean of 2 runs" in legend(ax)
-    one, other, mean, train = ax.get_lines()
-    assert one.get_ydata().tolist() == [3, 2, 1]
-    assert other.get_ydata().tolist() == [5, 3]
-    assert mean.get_ydata().tolist() == [4, 2, 2]
-    assert train.get_label() == "train"
-
-
-def test_learning_curves_name_both_axes_with_a_unit(ax: Axes) -> None:
-    plot.learning_curves(ax, {"val": [2.0, 1.0]}, x=[100, 200], xlabel="optimizer step")
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("optimizer step", "loss [nats per encounter]")
-    assert ax.get_lines()[0].get_xdata().tolist() == [100, 200]
 
 
 def test_roc_says_auroc_with_its_interval_and_the_number_of_rows(ax: Axes) -> None:
@@ -74,20 +44,6 @@ def test_missingness_has_a_bar_per_site_and_column_and_the_share_of_cells(ax: Ax
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["age", "bnp"]
 
 
-def test_seed_spread_shows_every_seed_and_the_mean_with_its_interval(ax: Axes) -> None:
-    runs = {"net": [0.86, 0.87, 0.85], "ensemble": [0.88]}
-    plot.seed_spread(ax, runs)
-    shown = [line.get_xdata() for line in ax.get_lines()]
-    assert any(np.array_equal(values, runs["net"]) for values in shown)
-    mean = mean_over_seeds(runs["net"])
-    texts = [text.get_text() for text in ax.texts]
-    assert texts == [f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]", "0.880"]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
-        "net\n3 seeds",
-        "ensemble\n1 seed",
-    ]
-
-
 def test_attributions_show_the_largest_columns_and_the_verdict_over_them(ax: Axes) -> None:
     shares = {"net": [[0.1, 0.9, 0.4], [0.3, 1.1, 0.4]], "logistic regression": [0.2, 0.5, 0.1]}
     plot.attributions(ax, shares, ["age", "bnp", "urea"], top=2, verdict="do not use: a reason")
@@ -96,15 +52,6 @@ def test_attributions_show_the_largest_columns_and_the_verdict_over_them(ax: Axe
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.4, 1.0, 0.1, 0.5])
     assert legend(ax) == "net: mean of 2 runs, 95 % t interval\nlogistic regression"
     assert ax.get_xlabel() == "mean absolute share [logit]"
-
-
-def test_the_same_numbers_draw_the_same_points(ax: Axes) -> None:
-    plot.seed_spread(ax, {"net": [0.86, 0.87, 0.85]})
-    _, other = plt.subplots()
-    np.random.seed(5)  # noqa: NPY002 - jitter must not come from the global generator
-    plot.seed_spread(other, {"net": [0.86, 0.87, 0.85]})
-    np.testing.assert_array_equal(ax.get_lines()[0].get_xydata(), other.get_lines()[0].get_xydata())
-    plt.close(other.figure)
 
 
 def test_drawing_leaves_matplotlibs_settings_as_they_were(ax: Axes) -> None:
