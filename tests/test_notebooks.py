@@ -31,6 +31,7 @@ CPU_S = {  # of a quick run, imports included
     "01_first_training": 40,
     "02_missing_and_rare": 40,
     "03_kill_and_resume": 90,
+    "04_three_traps": 40,
     "14_survival_between_hospitals": 40,
 }
 
