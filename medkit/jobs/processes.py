@@ -58,6 +58,10 @@ class Queue(Generic[Item]):
         command: Returns the process of an item in a slot.
         ended: Is told of each item whose process has ended and with which code; returns items that
             are to be queued in its place. What it says to the user goes beside the bar.
+
+    Attributes:
+        stop: The signal that ended it, or None.
+        waiting: Items that are not started yet.
     """
 
     def __init__(
@@ -70,23 +74,23 @@ class Queue(Generic[Item]):
     ) -> None:
         self.slots = slots
         self.stop: signal.Signals | None = None
+        self.waiting: list[Item] = []
         self._label, self._command, self._ended = label, command, ended
 
     def run(self, items: Iterable[Item]) -> None:
         """Return when all have ended, or after a signal those that were running."""
-        with self._listening():
-            self._work(list(items))
-
-    def _work(self, waiting: list[Item]) -> None:
-        with tqdm(
-            total=len(waiting), disable=not sys.stderr.isatty(), leave=False, unit="run"
-        ) as bar:
+        self.waiting = list(items)
+        total, quiet = len(self.waiting), not sys.stderr.isatty()
+        with (
+            self._listening(),
+            tqdm(total=total, disable=quiet, leave=False, unit="run") as bar,
+        ):
             while True:
                 for slot in self.slots:
                     if slot.process is not None and slot.process.poll() is not None:
-                        waiting += self._finished(slot, bar)
-                    if slot.process is None and waiting and self.stop is None:
-                        self._start(slot, waiting.pop(0))
+                        self.waiting += self._finished(slot, bar)
+                    if slot.process is None and self.waiting and self.stop is None:
+                        self._start(slot, self.waiting.pop(0))
                 running = [self._label(slot.item) for slot in self.slots if slot.item is not None]
                 if not running:
                     return

@@ -36,8 +36,8 @@ class Outcome:
     A metric that has no value (AUROC of one class) is left out: NaN means a training that failed.
 
     Attributes:
-        recipe: Name of the recipe.
         seed: Decided init, order and dropout.
+        recipe: Name of the recipe; the study fills it in, like split and site.
         split_seed: Decided who is in which part.
         site: The hospital that was held out; empty where none is.
         status: "done" or "failed"; a training with anything non-finite has failed, whatever its
@@ -57,8 +57,8 @@ class Outcome:
         weights_sha256: Of the final weights, for bitwise repeats.
     """
 
-    recipe: str
     seed: int
+    recipe: str = ""
     split_seed: int = 0
     site: str = ""
     status: str = "done"

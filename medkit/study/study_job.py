@@ -1,0 +1,211 @@
+"""Trainings of one cell of a study, here or in a process of their own.
+
+``python -m medkit.study.study_job STUDY JOB`` is what a study starts; nobody else need.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medkit.jobs import watch
+from medkit.record.attempts import used_cpu_s
+from medkit.record.files import read_json
+from medkit.study.outcomes import OUTCOME_NAME, Outcome
+
+_log = logging.getLogger(__name__)
+
+STUDY_NAME = "study.json"
+LOGS = "logs"
+PARENT = "MEDKIT_STUDY_PID"
+NOT_AS_ASKED = 3  # exit code where train itself is not what a study can use
+
+Train = Callable[[Any, Sequence[int], int, str], Iterable[Outcome]]
+"""``train(recipe, seeds, split_seed, site)`` yields one Outcome per seed, in any order."""
+
+
+class TrainError(ValueError):
+    """The function that trains is not what a study can use."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Members of one cell that are trained by one call.
+
+    Attributes:
+        recipe: Its name.
+        seeds: Of the members.
+        split_seed: Of the cell.
+        site: Of the cell.
+        again: Whether it repeats members that are stored, to see whether the bits are the same.
+    """
+
+    recipe: str
+    seeds: tuple[int, ...]
+    split_seed: int
+    site: str
+    again: bool = False
+
+    @property
+    def name(self) -> str:
+        """The job in a few words that can name a file."""
+        return "-".join([*self._cell(), *(f"s{seed}" for seed in self.seeds[:1]), *self._more()])
+
+    def folder(self, study: Path, seed: int) -> Path:
+        """Return the folder of a member."""
+        return study.joinpath(*self._cell(), f"s{seed}{'-again' if self.again else ''}")
+
+    def stored(self, study: Path, seed: int) -> bool:
+        """Whether a member has left its outcome."""
+        return (self.folder(study, seed) / OUTCOME_NAME).is_file()
+
+    def left(self, study: Path) -> tuple[int, ...]:
+        """Return the seeds of members that are still to be trained."""
+        return tuple(seed for seed in self.seeds if not self.stored(study, seed))
+
+    def of(self, seeds: tuple[int, ...]) -> Job:
+        """Return the job of some of its seeds."""
+        return replace(self, seeds=seeds)
+
+    def failed(self, seed: int, reason: str, cpu_s: float = 0.0) -> Outcome:
+        """Return what a training that died leaves."""
+        outcome = Outcome(seed=seed, status="failed", reason=reason, cpu_s=cpu_s)
+        return self.own(outcome)
+
+    def own(self, outcome: Outcome) -> Outcome:
+        """Return an outcome under this job's names; train need not know them."""
+        mine = {"recipe": self.recipe, "split_seed": self.split_seed, "site": self.site}
+        return replace(outcome, **mine)  # type: ignore[arg-type]
+
+    def _cell(self) -> list[str]:
+        return [self.recipe, f"split{self.split_seed}{f'-{self.site}' if self.site else ''}"]
+
+    def _more(self) -> list[str]:
+        further = [f"and-{len(self.seeds) - 1}"] if len(self.seeds) > 1 else []
+        return [*further, *(["again"] if self.again else [])]
+
+
+def train_job(
+    study: Path,
+    job: Job,
+    recipe: Any,
+    train: Train,
+    told: Callable[[], object] = lambda: None,
+) -> None:
+    """Train a job's members, and store each as soon as it is yielded.
+
+    Where the call raises, each member it has not yielded is trained alone: only those that raise
+    alone have failed. They are stored too, and stay in the count.
+
+    Raises:
+        TrainError: Where ``train`` does not yield one Outcome for each of its seeds.
+    """
+    left = list(job.seeds)
+    before = used_cpu_s()
+
+    def store(outcome: Outcome) -> None:
+        nonlocal before
+        outcome = job.own(outcome).checked()
+        spent, before = used_cpu_s() - before, used_cpu_s()
+        if outcome.cpu_s == 0:  # train has not measured it; a stack's first member has it all
+            outcome = replace(outcome, cpu_s=spent)
+        outcome.save(job.folder(study, outcome.seed))
+        if outcome.status == "failed":
+            _log.warning("%s failed: %s", outcome.name, outcome.reason)
+        left.remove(outcome.seed)
+        told()
+
+    found, died = _yielded(train, recipe, job), ""
+    while not died:
+        try:
+            outcome = next(found, None)
+        except TrainError:
+            raise
+        except Exception as error:  # any: a training that died is stored, named and counted
+            _log.warning("%s raised", job.name, exc_info=True)
+            died = f"{type(error).__name__}: {error}"[:500]
+            continue
+        if outcome is None:
+            break
+        if not isinstance(outcome, Outcome) or outcome.seed not in left:
+            got = f"seed {outcome.seed}" if isinstance(outcome, Outcome) else repr(outcome)[:80]
+            raise TrainError(
+                f"train must yield one Outcome for each of its seeds, still {left}; it yielded "
+                f"{got}. Yield Outcome(seed=seed, ...) once for each."
+            )
+        store(outcome)
+    if died and len(job.seeds) == 1 and left:
+        store(job.failed(left[0], died))
+    elif died:
+        for seed in left:
+            train_job(study, job.of((seed,)), recipe, train, told)
+    elif left:
+        raise TrainError(
+            f"train must yield one Outcome for each of its seeds, {list(job.seeds)}; it ended "
+            f"without {left}. Yield a training that died as status='failed', or raise."
+        )
+
+
+def _yielded(train: Train, recipe: Any, job: Job) -> Iterator[Outcome]:
+    found = train(recipe, list(job.seeds), job.split_seed, job.site)
+    if not isinstance(found, Iterable):
+        raise TrainError(
+            f"train must return or yield Outcomes, got {type(found).__name__}. Write "
+            "`yield Outcome(...)` for each seed, or return a list of them."
+        )
+    yield from found
+
+
+def spec_of(train: Train) -> str:
+    """Return ``module:name``, by which another process finds the function.
+
+    Raises:
+        TrainError: Where it can't be found by that.
+    """
+    module, name = getattr(train, "__module__", ""), getattr(train, "__qualname__", "")
+    if module in {"", "__main__"} or not name.isidentifier():
+        raise TrainError(
+            "other processes must be able to import train, as a function of a module; got "
+            f"{module or '?'}:{name or repr(train)}. Move it into a file of its own and import it "
+            "from there, or say jobs=1 and repeats=0."
+        )
+    return f"{module}:{name}"
+
+
+def command(study: Path, job: Job, train: str) -> list[str]:
+    """Return the words that start a job in a process of its own."""
+    said = json.dumps(asdict(job) | {"train": train})
+    return [sys.executable, "-m", "medkit.study.study_job", str(study), said]
+
+
+def environment() -> tuple[tuple[str, str], ...]:
+    """Return the variables it is started with: where modules lie, and whom not to outlive."""
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return (("PYTHONPATH", path), (PARENT, str(os.getpid())))
+
+
+def main(words: Sequence[str]) -> int:
+    """Train one job in this process, which ends when its study is dead."""
+    study, said = Path(words[0]), json.loads(words[1])
+    watch.watch_launcher(int(os.environ.pop(PARENT, "0")) or None)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        module, _, name = said.pop("train").partition(":")
+        train = getattr(importlib.import_module(module), name)
+        job = Job(**said | {"seeds": tuple(said["seeds"])})
+        train_job(study, job, read_json(study / STUDY_NAME)["recipes"][job.recipe], train)
+    except (TrainError, ImportError, AttributeError) as error:
+        _log.error("%s: %s", type(error).__name__, error)
+        return NOT_AS_ASKED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,215 @@
+"""What a study says: how far results move when only the seed does, with what that rests on."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from medkit.jobs.tables import as_text, interval, number
+from medkit.metrics.power import FEWEST_SEEDS
+from medkit.record.results import Metric
+from medkit.study.study_arm import Arm
+from medkit.study.study_lines import Line, ReportSettings, lines_of
+
+if TYPE_CHECKING:
+    from medkit.study.study import Study
+
+__all__ = ["ArmReport", "Line", "ReportSettings", "StudyReport"]
+
+SPREAD_SEEDS = 20
+_FIRST = ("test/auroc", "external/auroc", "val/auroc")
+_HEADER = ("", "value", "95 % interval", "n", "varied", "how")
+
+
+@dataclass(frozen=True)
+class ArmReport:
+    """The lines of one recipe.
+
+    Attributes:
+        name: Recipe, and the site held out.
+        title: How many trainings there are, and how many of them failed.
+        lines: In the order they are to be read.
+        reasons: Why trainings failed.
+    """
+
+    name: str
+    title: str
+    lines: tuple[Line, ...]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """A study's numbers; as text by ``str()``, as HTML in a notebook.
+
+    Attributes:
+        metric: The result whose spread comes first.
+        arms: Recipe by recipe.
+        notes: What a reader has to know.
+    """
+
+    metric: str
+    arms: tuple[ArmReport, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, study: Study, settings: ReportSettings) -> StudyReport:
+        """Report on what a study has so far.
+
+        Raises:
+            ValueError: Where nothing is trained yet, or no training has the metric asked for.
+        """
+        outcomes, again = study.outcomes, study.repeats
+        if not outcomes:
+            raise ValueError(
+                f"{study.path} must hold at least one training to report on, and has none. Call "
+                "run(train) first."
+            )
+        metric = _metric({name for one in outcomes for name in one.metrics}, settings.metric)
+        arms = {}
+        for key in dict.fromkeys((one.recipe, one.site) for one in outcomes):
+            mine = [
+                tuple(one for one in some if (one.recipe, one.site) == key)
+                for some in (outcomes, again)
+            ]
+            arms[key] = Arm(*key, key[0] in study.plan.fixed, *mine)
+        found = []
+        for (_, site), arm in arms.items():
+            linear = arms.get((settings.linear, site))
+            lines = tuple(lines_of(arm, linear if linear is not arm else None, settings, metric))
+            reasons = {one.reason: None for one in arm.runs if one.status == "failed"}
+            found.append(ArmReport(arm.name, _title(arm, settings), lines, tuple(reasons)))
+        return cls(metric, tuple(found), tuple(_notes(study, list(arms.values()), settings)))
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Each number by its name, such as "warm/result/sd", as ``run.metrics`` takes them."""
+        return {
+            "/".join(_slug(part) for part in (arm.name, line.group, line.what)): line.metric
+            for arm in self.arms
+            for line in arm.lines
+        }
+
+    def __str__(self) -> str:
+        """Return the tables in plain text."""
+        parts = [as_text(self._header(), self._summary())] if len(self.arms) > 1 else []
+        for arm in self.arms:
+            rows = [cells for _, cells in _rows(arm.lines)]
+            parts.append(f"{arm.title}\n{as_text(_HEADER, rows)}")
+            parts[-1] += "".join(f"failed: {reason}\n" for reason in arm.reasons[:5])
+        return "\n".join([*parts, *(f"{note}\n" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """Return a fragment of HTML without style of its own, for a notebook and the report."""
+        parts = [_table(self._header(), self._summary())] if len(self.arms) > 1 else []
+        for arm in self.arms:
+            body = [cells for _, cells in _rows(arm.lines)]
+            parts.append(f"<h4>{escape(arm.title)}</h4>{_table(_HEADER, body)}")
+            parts += [f"<p>failed: {escape(reason)}</p>" for reason in arm.reasons[:5]]
+        parts += [f"<p>{escape(note)}</p>" for note in self.notes]
+        return f'<div class="study">{"".join(parts)}</div>'
+
+    def _header(self) -> list[str]:
+        return ["recipe", "trainings", self.metric, "sd", "flipped", "loss band", "failed"]
+
+    def _summary(self) -> list[list[str]]:
+        """Return a row per recipe; a logistic regression is among them where it is a recipe."""
+        rows = []
+        for arm in self.arms:
+            cells = [arm.name]
+            at = {(line.group, line.what): line.metric for line in arm.lines}
+            crashes = at["crashes", "runs without usable weights"]
+            n = crashes.n or 0
+            flips = [
+                m for (_, what), m in at.items() if what.startswith("decisions flipped, at fl")
+            ]
+            wanted = [
+                at.get(("result", self.metric)),
+                at.get(("result", "sd"), at.get(("result", "sd as run"))),
+                flips[0] if flips else None,
+                at.get(("convergence", "loss band, same rows")),
+            ]
+            cells = [arm.name, str(n), *(_value(m) if m else "" for m in wanted)]
+            rows.append([*cells, f"{round(crashes.value * n)} of {n}"])
+        return rows
+
+
+def _metric(names: Iterable[str], asked: str) -> str:
+    known = sorted(names)
+    choice = asked or next((n for n in (*_FIRST, *known) if n in known), "")
+    if choice in known or not (asked or known):
+        return choice
+    raise ValueError(
+        f"the metric of a report must be one that trainings have left, {known[:8]}; got {asked!r}. "
+        "Name one of them, or put it into the outcomes' metrics."
+    )
+
+
+def _title(arm: Arm, settings: ReportSettings) -> str:
+    failed = sum(one.status == "failed" for one in arm.runs)
+    splits = len({one.split_seed for one in arm.runs})
+    count = f"{len(arm.runs)} training{'s' if len(arm.runs) > 1 else ''}"
+    where = "one split" if splits == 1 else f"{splits} splits"
+    drawn = "draws nothing" if arm.fixed else f"the seed decided {', '.join(settings.chance)}"
+    return f"{arm.name}: {count} on {where}, {failed} failed; {drawn}"
+
+
+def _notes(study: Study, arms: Sequence[Arm], settings: ReportSettings) -> list[str]:
+    notes = []
+    if study.missing:
+        notes.append(f"{study.missing} trainings are not over: run the study again to go on.")
+    fewest = min((len(arm.main) for arm in arms if not arm.fixed), default=SPREAD_SEEDS)
+    if fewest < FEWEST_SEEDS:
+        notes.append(
+            f"A smoke test: {fewest} seeds say nothing about spread, so there is no interval. It "
+            f"takes {FEWEST_SEEDS} seeds to compare two recipes and {SPREAD_SEEDS} to state a "
+            "spread."
+        )
+    elif fewest < SPREAD_SEEDS:
+        half = 100 * 1.96 / math.sqrt(2 * (fewest - 1))
+        notes.append(
+            f"From {fewest} seeds a spread is known to about ±{half:.0f} %: enough to compare "
+            f"recipes; a statement about spread takes {SPREAD_SEEDS}."
+        )
+    if not any(arm.free for arm in arms):
+        notes.append(
+            "As run, with the split left free, was not measured (Study(free_splits=...)): most of "
+            "the spread that is told of there is that of other validation rows."
+        )
+    if not any(arm.recipe == settings.linear for arm in arms):
+        notes.append(
+            "No logistic regression stands beside it: for tables add it as a recipe named "
+            f"{settings.linear!r}, since no spread and nothing learned is not stability."
+        )
+    return notes
+
+
+def _rows(lines: Iterable[Line]) -> list[tuple[Line, list[str]]]:
+    found, group = [], ""
+    for line in lines:
+        metric, n = line.metric, line.metric.n
+        what = line.what if line.group == group else f"{line.group}: {line.what}"
+        cells = [what, _value(metric), interval(metric, level=False), "" if n is None else str(n)]
+        found.append((line, [*cells, ", ".join(line.varied), metric.method]))
+    return found
+
+
+def _value(metric: Metric) -> str:
+    value = "infinite" if math.isinf(metric.value) else number(metric.value)
+    return f"{value} {metric.unit}".strip()
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<table><thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")
