@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -90,9 +89,13 @@ def stacked(data: Any, seeds: Sequence[int]) -> Any:
     if isinstance(data, TableLoader):
         return StackedLoader(data, seeds)
     if isinstance(data, pl.LightningDataModule):
-        whole = functools.partial(_stacked_loader, hook=data.train_dataloader, seeds=tuple(seeds))
-        # a bound method: keyed(), around it or in it, asks whose hook it is
-        object.__setattr__(data, "train_dataloader", types.MethodType(whole, data))
+        hook = data.train_dataloader
+
+        def train_dataloader(_: pl.LightningDataModule) -> StackedLoader:
+            return _stacked_loader(hook, tuple(seeds))
+
+        # a bound function: keyed(), around it or in it, asks whose hook it is; Lightning, its code
+        object.__setattr__(data, "train_dataloader", types.MethodType(train_dataloader, data))
         return data
     raise TypeError(_REFUSED.format(type(data).__name__))
 
@@ -104,9 +107,7 @@ _REFUSED = (
 )
 
 
-def _stacked_loader(
-    _: pl.LightningDataModule, *, hook: Callable[[], Any], seeds: Sequence[int]
-) -> StackedLoader:
+def _stacked_loader(hook: Callable[[], Any], seeds: Sequence[int]) -> StackedLoader:
     loader = hook()
     if not isinstance(loader, TableLoader):
         raise TypeError(_REFUSED.format(f"train_dataloader that returns {type(loader).__name__}"))

@@ -53,6 +53,7 @@ class Predictions:
         y: ArrayLike,
         scores: Mapping[int, ArrayLike],
         patient: ArrayLike | None = None,
+        row: ArrayLike | None = None,
         site: ArrayLike | None = None,
     ) -> Predictions:
         """Return predictions that are in memory.
@@ -64,10 +65,13 @@ class Predictions:
             y: Labels 0 and 1, ``(N,)``.
             scores: Seed -> score of each row, ``(N,)``.
             patient: Of each row, ``(N,)``; None: each row is another patient.
+            row: Its id, ``(N,)``, where a patient has several.
             site: Of each row, ``(N,)``.
         """
         rows = pd.DataFrame({"y": np.asarray(y)})
         rows["patient"] = np.arange(len(rows)) if patient is None else np.asarray(patient)
+        if row is not None:
+            rows["row"] = np.asarray(row)
         if site is not None:
             rows["site"] = np.asarray(site)
         parts = [

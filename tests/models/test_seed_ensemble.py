@@ -104,6 +104,16 @@ def test_a_member_has_the_same_bits_in_a_stack_of_another_size(
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_data_may_be_keyed_before_they_are_stacked_or_after(tmp_path: Path) -> None:
+    seeds, found = (3, 4), []
+    before, after = stacked(keyed(Small(), seed=99), seeds), keyed(stacked(Small(), seeds), seed=99)
+    for name, data in (("before", before), ("after", after)):
+        lit = ensemble("mlp", seeds)
+        fit(lit, data, tmp_path / name)
+        found.append(lit.net.rows())
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_a_member_is_its_run_alone(net: str, tmp_path: Path) -> None:
     seeds = (3, 4, 5)

@@ -302,3 +302,16 @@ def test_the_published_federated_benchmarks_are_read_as_they_are(real_data: Path
     assert pooled.b_sd == pytest.approx(0.114, abs=0.001)
     assert (found.seeds, found.paired) == ((5, 5), True)
     assert "no variance over patients" in found.verdict
+
+
+def test_predictions_in_memory_are_matched_by_row_where_rows_are_named() -> None:
+    y, patient, row = [0, 1, 1], ["a", "a", "b"], ["r3", "r1", "r2"]
+    found = Predictions.of("net", y=y, scores={0: [0.1, 0.2, 0.3]}, patient=patient, row=row)
+    assert found.notes == ()
+    by_row = dict(zip(found.row.tolist(), found.scores[0].tolist(), strict=True))
+    assert sorted(by_row.values()) == [0.1, 0.2, 0.3]
+    again = Predictions.of(
+        "net", y=y[::-1], scores={0: [0.3, 0.2, 0.1]}, patient=patient[::-1], row=row[::-1]
+    )
+    assert again.row.tolist() == found.row.tolist()
+    assert again.scores.tolist() == found.scores.tolist()
