@@ -49,6 +49,18 @@ CERTIFY = """exit codes:
   1  they differ; what is to blame is said
   2  wrong usage, or the job failed
 A run of `MEDKIT_HASH_STEPS=1 medkit run ...` is compared step by step when it is certified."""
+CHAOS = """what is printed, fault by fault:
+  ended by itself   `medkit run --retries` brought it to its end (a full disk: it stopped cleanly
+                    and was resumed; SIGTERM: it was queued again)
+  came out          with the bits of the undisturbed run of the same seed; or with a metric inside
+                    the range of undisturbed runs; or, where the data were changed, flagged
+  written down      what was done about it is in ledger.jsonl (a restart: in run.json)
+A suite that was stopped goes on when it is started again: runs that are over are kept.
+
+exit codes:
+  0    nothing was lost            2    wrong usage, or undisturbed runs fail
+  1    something was lost          130  stopped
+"""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -169,6 +181,20 @@ def _parser() -> argparse.ArgumentParser:
     text = "the certificate (default: <notebook>.certificate.json, RUN_DIR/certificate.json)"
     certify("--out", metavar="FILE", help=text)
     certify("--verify", metavar="FILE", help="check a certificate, train nothing")
+
+    text = "inject faults into a notebook's training, and say which runs come through"
+    chaos = add("chaos", _chaos, text, CHAOS)
+    chaos("notebook", metavar="NOTEBOOK")
+    text = "set a parameter; `medkit params NOTEBOOK` lists them"
+    chaos("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help=text)
+    chaos("-f", "--file", metavar="FILE", help="parameters from YAML; -p wins")
+    text = "runs of each fault, and undisturbed ones (default: 5)"
+    chaos("--seeds", type=int, default=5, metavar="N", help=text)
+    chaos("--faults", default="", metavar="A,B", help="such as sigkill,nan_sample (default: all)")
+    chaos("--jobs", type=int, default=0, metavar="N", help=at_once)
+    chaos("--device", default="", metavar="D", help="auto, cpu, gpu or gpu:1")
+    text = "the suite's folder (default: runs/<notebook>-chaos)"
+    chaos("--out", metavar="DIR", help=text)
 
     doctor = add("doctor", _doctor, "look at versions, devices, disk, shared memory and locks")
     text = "package:factory of a net: which of its operations vary on an accelerator, and swaps"
@@ -339,6 +365,22 @@ def _certify(args: argparse.Namespace) -> int:
             command=args.words,
         )
         return certify_command(args.path, request, repeats=args.repeats, verify=args.verify)
+
+
+def _chaos(args: argparse.Namespace) -> int:
+    from medkit.jobs.plan import Request
+
+    with _as_usage():
+        from medkit.study.chaos_command import chaos_command
+
+        request = Request(
+            args.notebook,
+            given=_pairs(args.parameter),
+            values_file=args.file,
+            out=args.out,
+            device=args.device,
+        )
+        return chaos_command(request, seeds=args.seeds, faults=args.faults, jobs=args.jobs)
 
 
 def _doctor(args: argparse.Namespace) -> int:
