@@ -32,6 +32,7 @@ CPU_S = {  # of a quick run, imports included
     "02_missing_and_rare": 40,
     "03_kill_and_resume": 90,
     "04_three_traps": 40,
+    "05_one_seed_is_an_anecdote": 40,
     "14_survival_between_hospitals": 40,
 }
 
