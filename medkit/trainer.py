@@ -21,6 +21,8 @@ from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
+from medkit.callbacks.memory_guard import MemoryGuard
+from medkit.callbacks.quarantine import Quarantine
 from medkit.callbacks.resume import ResumePoints
 from medkit.callbacks.spike_guard import SpikeGuard
 from medkit.callbacks.step_hashes import step_hashes
@@ -47,12 +49,15 @@ def stable_trainer(
     checkpoint_every_s: float | None = 60.0,
     keep_checkpoints: int = 2,
     spike_guard: GuardSettings | bool = False,
+    quarantine: Quarantine | bool = False,
+    memory_guard: bool = False,
     **lightning: Any,
 ) -> pl.Trainer:
     """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
 
-    In it: keyed steps (first), the spike guard if asked for, your callbacks, the progress file,
-    resume points (last), and ``logs/<name>/metrics.csv``. Nothing of Lightning is hidden.
+    In it: keyed steps (first), quarantine and spike guard if asked for, your callbacks, the
+    progress file, resume points (last), and ``logs/<name>/metrics.csv``. Nothing of Lightning is
+    hidden.
 
     Args:
         run: From :func:`start_run`.
@@ -66,6 +71,11 @@ def stable_trainer(
         spike_guard: True or settings: :class:`~medkit.callbacks.spike_guard.SpikeGuard` holds back
             steps that would wreck the weights. It takes some 0.1 ms a step, which a small net for
             tables feels. One of your own among ``callbacks`` takes its place.
+        quarantine: True or your own: :class:`~medkit.callbacks.quarantine.Quarantine` sets samples
+            aside that can't be read, are not finite or break their ranges.
+        memory_guard: :class:`~medkit.callbacks.memory_guard.MemoryGuard` trains in parts on a batch
+            that does not fit. It copies weights and optimizer state before each step. One of your
+            own among ``callbacks`` takes its place.
         **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
             one device, no bar when a launcher shows progress, no model summary.
 
@@ -107,9 +117,21 @@ def stable_trainer(
     if not guards and spike_guard is not False:
         guards = [SpikeGuard(GuardSettings() if spike_guard is True else spike_guard)]
         callbacks = [*guards, *callbacks]
-    for guard in guards:
+    kept = [callback for callback in callbacks if isinstance(callback, Quarantine)]
+    if not kept and quarantine is not False:
+        kept = [Quarantine() if quarantine is True else quarantine]
+        callbacks = [*kept, *callbacks]
+    both: list[SpikeGuard | Quarantine] = [*guards, *kept]
+    for guard in both:
         guard.on_event = guard.on_event or partial(run.ledger.append, stage=name)
         guard.name_row = guard.name_row or pseudonym
+    in_parts = [callback for callback in callbacks if isinstance(callback, MemoryGuard)]
+    if not in_parts and memory_guard:
+        in_parts = [MemoryGuard()]
+        callbacks = [*in_parts, *callbacks]
+    for each in in_parts:
+        each.on_event = each.on_event or partial(run.ledger.append, stage=name)
+        each.on_inexact = each.on_inexact or run.mark_inexact
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
@@ -129,6 +151,8 @@ def stable_trainer(
     lighten(trainer)
     points.identity = settings(trainer, options["deterministic"])
     points.identity["spike_guard"] = repr([guard.settings for guard in guards])
+    points.identity["memory_guard"] = len(in_parts)
+    points.identity["quarantine"] = repr(kept)
     return trainer
 
 
@@ -158,6 +182,7 @@ class _RunPoints(ResumePoints):
             on_signal=run.note_signal,
             on_inexact=run.mark_inexact,
             on_finished=self._at_end,
+            on_event=partial(run.ledger.append, stage=name),
             **options,
         )
         self.run = run

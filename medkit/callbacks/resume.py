@@ -25,18 +25,24 @@ from medkit.callbacks.due import Due, of_any_rank
 from medkit.callbacks.fingerprint import compare
 from medkit.callbacks.signals import StopSignals
 from medkit.callbacks.writer import Writer
+from medkit.data.fetching import PlaceBatch
+from medkit.data.keyed_loader import KeyedLoader
+from medkit.data.workers import is_lost
 from medkit.record.checkpoints import (
     FINISHED,
+    CheckpointWriteError,
     checkpoint_name,
     checkpoints,
     clean,
     commit,
     is_sound,
+    make_room,
     prune,
     set_aside,
 )
 
 _log = logging.getLogger(__name__)
+PATIENCE = 5  # points in a row that cannot be written before training stops
 
 
 class ResumePoints(Checkpoint):
@@ -44,6 +50,11 @@ class ResumePoints(Checkpoint):
 
     Put it last in the Trainer's list, so that other callbacks' state is in the point. Resume by
     ``trainer.fit(..., ckpt_path=newest_sound(folder))``.
+
+    A point that cannot be written (the disk is full) does not end a training that needs no disk:
+    older points make room, the next is due when it would have been anyway, and with five in a row
+    missing, or the last, it stops with ``CheckpointWriteError``. What the points before it hold is
+    intact. Workers of keyed loaders that die are replaced, at the batch that was lost.
 
     Args:
         folder: Where the stage's points go; one fit writes there.
@@ -58,6 +69,9 @@ class ResumePoints(Checkpoint):
         on_saved: Called with (epoch, batch, step) when a point was taken.
         on_finished: Called once the last point, of the finished stage, is on the disk.
         on_inexact: Called with a reason when something cannot be put back; None logs it.
+        on_event: Called with what was survived, as keyword arguments ``event action epoch batch
+            detail``; None logs it. Such lines have no ``step``: a resume does not live through
+            them again.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class ResumePoints(Checkpoint):
         on_saved: Callable[[int, int, int], None] | None = None,
         on_finished: Callable[[pl.Trainer], None] | None = None,
         on_inexact: Callable[[str], None] | None = None,
+        on_event: Callable[..., None] | None = None,
     ) -> None:
         self.due = Due(every_n_steps, every_s)
         if keep < 1:
@@ -83,6 +98,7 @@ class ResumePoints(Checkpoint):
         self.on_changed = on_changed
         self.on_saved = on_saved
         self.on_finished = on_finished
+        self.on_event = on_event
         self.signals = StopSignals(on_signal)
         self.resumed_at: tuple[int, int, int] | None = None
         self._resumed: dict[str, Any] | None = None
@@ -90,6 +106,7 @@ class ResumePoints(Checkpoint):
             on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
         )
         self._writer = Writer()
+        self._failed = 0  # points in a row
         self._copies = extra.HostCopies()
         self._alone = True
 
@@ -138,6 +155,8 @@ class ResumePoints(Checkpoint):
             self._set_later_points_aside()
             for number, log in enumerate(csv_logs(trainer)):
                 log.begin(rows[number] if number < len(rows) else 0)
+        for loader in _keyed_loaders(trainer):
+            loader.on_lost = self._worker_lost
         boundary.watch(trainer, lambda: self._at_boundary(trainer))
         self.signals.listen()
 
@@ -181,8 +200,7 @@ class ResumePoints(Checkpoint):
             return
         due, stop = self._agree(trainer)
         if stop:
-            self._save(trainer, batch_idx, wait=True)
-            self._stop(trainer, batch_idx)
+            self._save_and_stop(trainer, batch_idx)
         elif due:
             self._save(trainer, batch_idx, wait=False)
 
@@ -204,26 +222,36 @@ class ResumePoints(Checkpoint):
         The loss shows when a batch is asked for, and then the state is whole: it is saved.
         """
         self._let_go(trainer)
-        self._writer.join()
+        self._let_land()
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        lost_worker = isinstance(exception, RuntimeError) and "DataLoader worker" in str(exception)
-        if self.signals.first is None or not lost_worker or not trainer.training:
+        if self.signals.first is None or not is_lost(exception) or not trainer.training:
             return
         whole = progress.ready == progress.completed
         if whole and progress.completed % trainer.accumulate_grad_batches == 0:
-            self._save(trainer, progress.completed, wait=True)
+            self._save_and_stop(trainer, progress.completed)
         self._stop(trainer, progress.completed)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for the disk."""
         self._let_go(trainer)
-        self._writer.join()
+        self._let_land()
 
-    def _stop(self, trainer: pl.Trainer, batch_idx: int) -> NoReturn:
+    def _save_and_stop(self, trainer: pl.Trainer, batch_idx: int) -> NoReturn:
+        point = "A resume point is"
+        try:
+            self._save(trainer, batch_idx, wait=True)
+        except CheckpointWriteError as error:
+            _log.error("%s", error)
+            point = "No point of this place could be written, older ones are"
+        self._stop(trainer, batch_idx, point)
+
+    def _stop(
+        self, trainer: pl.Trainer, batch_idx: int, point: str = "A resume point is"
+    ) -> NoReturn:
         self.signals.stop(
             f"training stopped before batch {batch_idx} of epoch {trainer.current_epoch} "
-            f"(step {trainer.global_step}). A resume point is in {self.folder}; run the same fit "
-            "again to go on."
+            f"(step {trainer.global_step}). {point} in {self.folder}; run the same fit again to go "
+            "on."
         )
 
     def _let_go(self, trainer: pl.Trainer) -> None:
@@ -244,9 +272,8 @@ class ResumePoints(Checkpoint):
     def _save(
         self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
     ) -> None:
-        self._writer.join()
-        for log in csv_logs(trainer):
-            log.flush()  # what the point claims to have logged is on the disk
+        self._landed(trainer, last=False)
+        late = self._flush(trainer)
         place = {
             "epoch": trainer.current_epoch,
             "batch": batch_idx,
@@ -259,12 +286,74 @@ class ResumePoints(Checkpoint):
             return  # all have collected; only the first of them writes
         name = FINISHED if finished else checkpoint_name(trainer.current_epoch, batch_idx)
         checkpoint = extra.plain(collected, "checkpoint", self._copies)
-        self._writer.submit(lambda: self._write(self.folder / name, checkpoint))
+        self._writer.submit(lambda: self._write(self.folder / name, checkpoint, late))
         if wait:
-            self._writer.join()
+            self._landed(trainer, last=True)
         if self.on_saved is not None:
             self.on_saved(trainer.current_epoch, batch_idx, trainer.global_step)
 
-    def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        commit(path, lambda temp: torch.save(checkpoint, temp))
+    def _flush(self, trainer: pl.Trainer) -> OSError | None:
+        """Bring to the disk what the point claims to have logged; return why that failed."""
+        try:
+            for log in csv_logs(trainer):
+                log.flush()
+        except OSError as error:
+            return error
+        return None
+
+    def _write(self, path: Path, checkpoint: dict[str, Any], late: OSError | None) -> None:
+        def write(temp: Path) -> None:
+            if late is not None:  # a point without its logs would be resumed from to other logs
+                raise late
+            torch.save(checkpoint, temp)
+
+        try:
+            commit(path, write)
+        except CheckpointWriteError:
+            if not make_room(path.parent):
+                raise
+            commit(path, write)
         prune(path.parent, self.keep)
+
+    # ---- what is survived --------------------------------------------------------------------
+
+    def _landed(self, trainer: pl.Trainer, *, last: bool) -> None:
+        """Wait for the point being written; raise when it fails and training must not go on."""
+        try:
+            if self._writer.join():
+                self._failed = 0
+        except CheckpointWriteError as error:
+            self._failed += 1
+            stop = last or self._failed >= PATIENCE
+            batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._tell(
+                "resume point not written",
+                "training stopped" if stop else "training went on without it",
+                trainer.current_epoch,
+                batch,
+                f"{self._failed} in a row; {type(error.__cause__).__name__}",
+            )
+            _log.warning("%s", error)
+            if stop:
+                raise
+
+    def _let_land(self) -> None:
+        """Wait for the point being written: the fit ends for another reason, which counts."""
+        try:
+            self._writer.join()
+        except CheckpointWriteError as error:
+            _log.error("%s", error)
+
+    def _worker_lost(self, place: PlaceBatch, said: str) -> None:
+        self._tell("loader worker died", "new workers started", place.epoch, place.batch, said)
+
+    def _tell(self, event: str, action: str, epoch: int, batch: int, detail: str) -> None:
+        _log.warning("%s at epoch %d, batch %d: %s (%s)", event, epoch, batch, action, detail)
+        if self.on_event is not None:
+            self.on_event(event=event, action=action, epoch=epoch, batch=batch, detail=detail)
+
+
+def _keyed_loaders(trainer: pl.Trainer) -> list[KeyedLoader]:
+    combined = trainer.fit_loop._combined_loader
+    loaders = combined.flattened if combined is not None else []
+    return [loader for loader in loaders if isinstance(loader, KeyedLoader)]

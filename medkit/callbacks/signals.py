@@ -72,8 +72,12 @@ class StopSignals:
         _log.warning("%s: a resume point at the next step boundary, then stop", _name(signum))
 
     def _tell(self, signum: int) -> None:
-        if self._on_stop is not None:
+        if self._on_stop is None:
+            return
+        try:
             self._on_stop(_name(signum))
+        except OSError as error:  # a full disk must not change how the run ends
+            _log.warning("could not note %s: %s", _name(signum), error)
 
 
 def stop_at_once(on_stop: Callable[[str], None]) -> None:

@@ -23,14 +23,16 @@ class Writer:
         self._thread = threading.Thread(target=self._run, args=(work,), name="medkit-resume-point")
         self._thread.start()
 
-    def join(self) -> None:
-        """Wait for the file, and raise what went wrong with it."""
+    def join(self) -> bool:
+        """Wait for the file, and raise what went wrong with it; return whether there was one."""
+        wrote = self._thread is not None
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        return wrote
 
     def _run(self, work: Callable[[], None]) -> None:
         try:

@@ -22,6 +22,7 @@ class PlaceBatch(NamedTuple):
     batch: int
     start: int  # position of its first row in the epoch's global order
     rows: Any  # what the sampler gave: a list or array of indices, or one item without batching
+    out: frozenset[int | str] = frozenset()  # rows that were set aside before this epoch
 
 
 class KeyedFetch(Dataset[Any]):
@@ -51,8 +52,8 @@ class KeyedFetch(Dataset[Any]):
         self._private, self._known = None, set()
 
     def __getitems__(self, place: PlaceBatch) -> Any:
-        fetch_many = _fetch_many(self.dataset) if self.batched else None
-        if not self.draws:
+        fetch_many = fetch_many_of(self.dataset) if self.batched else None
+        if not self.draws:  # at once, not row by row
             return self.collate(self._fetch_raw(place, fetch_many))
         samples: Any
         if not self.batched or fetch_many is not None:
@@ -75,6 +76,8 @@ class KeyedFetch(Dataset[Any]):
 
     def _keyed(self, call: Callable[[], Any], purpose: str, *place: int) -> Any:
         """Call with every generator set; those made by the first call itself included."""
+        if not self.draws:
+            return call()
         key = keys.seed_of(self.seed, purpose, *place, *self.tag)
         if self._private is None:
             self._private = find_generators([self.dataset, self.collate])
@@ -154,7 +157,7 @@ def fetching_here() -> Iterator[None]:
         keys.restore_globals(state)
 
 
-def _fetch_many(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
+def fetch_many_of(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
     """Return ``__getitems__`` where somebody wrote one; torch's Subset only passes it on."""
     base = dataset
     while isinstance(base, Subset):

@@ -9,11 +9,12 @@ as views, and no process is started.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -21,7 +22,9 @@ from medkit import keyed as keys
 from medkit.data.batches import TableDataset, alike
 from medkit.data.draws import BalancedDraws
 from medkit.data.fetching import PlaceBatch
-from medkit.data.loader import KeyedLoader
+from medkit.data.keyed_loader import KeyedLoader, Receive
+from medkit.data.quarantine import Finding, Row
+from medkit.data.screen import Screen
 
 # Small batches are gathered together up to what torch does with one thread: to wake the others
 # costs ten times the copy. Large ones are spread anyway, and need fewer calls.
@@ -129,6 +132,52 @@ class TableLoader(KeyedLoader):
         if self.free:
             self._take_any_seed()
             self.free = False
+
+    def quarantine(
+        self,
+        screen: Screen,
+        *,
+        receive: Receive,
+        out: Callable[[int], frozenset[Row]] | None = None,
+    ) -> Sequence[Finding]:
+        """Look at all rows at once; those in ``out`` are replaced as an epoch's order is drawn."""
+        at = torch.arange(len(self._fields[0])) if self._at is None else self._at
+        bad = screen.bad_rows(self._fields)[at].nonzero()[:, 0]
+        self._order_of = None
+        if out is not None:
+            self._out = out
+        found = []
+        for row in bad.tolist():
+            problem = screen.problem(alike(self._fields, [f[int(at[row])] for f in self._fields]))
+            if problem is not None:
+                found.append(Finding(self.name_of(row), *problem))
+        return found
+
+    def name_of(self, row: Any) -> Row:
+        """Return how a row is known: by its field ``row`` where it has one, as in its batches."""
+        return int(self._names()[int(row)])
+
+    def _names(self) -> NDArray[np.int64]:
+        names = getattr(self._fields, "row", None)
+        known = isinstance(names, Tensor) and names.ndim == 1 and not names.is_floating_point()
+        if not known:
+            return np.arange(len(self.dataset))  # type: ignore[arg-type]
+        return (names if self._at is None else names[self._at.to(names.device)]).cpu().numpy()  # type: ignore[union-attr,index]
+
+    def _whole_order(self, epoch: int, cycle: int) -> NDArray[np.int64] | None:
+        """Draw an epoch's order; rows that are set aside give their positions to others of it."""
+        order, out = super()._whole_order(epoch, cycle), self._out(epoch)
+        if not out:
+            return order
+        if order is None:
+            order = np.arange(len(self.dataset))  # type: ignore[arg-type]
+        bad = np.isin(self._names()[order], [row for row in out if isinstance(row, int)])
+        sound = order[~bad]
+        if len(sound) and bad.any():
+            place = (epoch, cycle) if cycle else (epoch,)
+            draw = keys.generator(self.seed, "redraw", *place, *self.tag)
+            order = np.where(bad, sound[draw.integers(len(sound), size=len(order))], order)
+        return order
 
     def _gather(self, order: Tensor | None, start: int, stop: int) -> Iterator[Any]:
         """Copy the rows at positions ``start`` to ``stop`` and cut them into batches."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def prune(folder: Path, keep: int) -> None:
     for path in found[:-keep]:
         path.unlink(missing_ok=True)
         digest_path(path).unlink(missing_ok=True)
+
+
+def make_room(folder: Path) -> bool:
+    """Remove older checkpoints where there is no room for one more; return whether any went.
+
+    The newest stays, and is made sure of first: it is the one a run would go on from.
+    """
+    *older, newest = checkpoints(folder) or [folder]
+    if not older or shutil.disk_usage(folder).free > newest.stat().st_size or not is_sound(newest):
+        return False
+    for path in older:
+        path.unlink(missing_ok=True)
+        digest_path(path).unlink(missing_ok=True)
+    return True
 
 
 def clean(folder: Path) -> list[str]:

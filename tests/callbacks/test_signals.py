@@ -21,6 +21,7 @@ from benchmarks._kills import Kill, differing, in_child, outcome, until_done
 from medkit import start
 from medkit.record.checkpoints import checkpoint_name, checkpoints
 from medkit.record.folder import RunFolder
+from medkit.record.ledger import Ledger
 from medkit.trainer import start_run
 from tests.callbacks.small import BATCHES, Data, Films, Train, training
 
@@ -169,19 +170,43 @@ class Deadly(Films):
         return super().__getitem__(row)
 
 
-def test_a_dead_loader_worker_is_an_error_with_its_name_and_the_resume_is_exact(
-    tmp_path: Path,
-) -> None:
+def test_a_dead_loader_worker_is_replaced_and_the_end_has_the_same_bits(tmp_path: Path) -> None:
     class ToDie(Data):
         def train_dataloader(self) -> Any:
             films = Deadly(tmp_path / "flag")
             return DataLoader(films, batch_size=8, shuffle=True, num_workers=2)
 
     run_dir = tmp_path / "run"
-    assert interrupted(run_dir, (tmp_path / "flag").touch, data=ToDie) == 1
-    assert "DataLoader worker" in run_dir.with_suffix(".log").read_text()
+    assert interrupted(run_dir, (tmp_path / "flag").touch, data=ToDie) == 0
     assert not (tmp_path / "flag").exists()
-    assert goes_on_to_the_same_bits(run_dir, data=ToDie)
+    [line] = Ledger(run_dir / "ledger.jsonl").read()
+    assert (line["event"], line["action"]) == ("loader worker died", "new workers started")
+    assert "DataLoader worker" in line["detail"]
+    until_done(training(callbacks=lambda: [At(9, int)], every=None, data=ToDie), tmp_path / "w", [])
+    assert differing(outcome(tmp_path / "w"), outcome(run_dir)) == []
+
+
+def test_workers_that_keep_dying_stop_it_and_the_resume_is_exact(tmp_path: Path) -> None:
+    class DiesAlways(Deadly):
+        def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+            if self.flag.exists() and row == 5:
+                os._exit(9)
+            return Films.__getitem__(self, row)
+
+    class Ill(Data):
+        def train_dataloader(self) -> Any:
+            films = DiesAlways(tmp_path / "flag")
+            return DataLoader(films, batch_size=8, shuffle=True, num_workers=1)
+
+    train = training(callbacks=lambda: [At(9, (tmp_path / "flag").touch)], data=Ill)
+    run_dir = tmp_path / "run"
+    assert ended(lambda: train(run_dir, None), tmp_path / "log") == 1
+    assert "loader workers must live, but they died 4 times" in (tmp_path / "log").read_text()
+    (tmp_path / "flag").unlink()
+    train = training(callbacks=lambda: [At(9, int)], data=Ill)
+    until_done(train, tmp_path / "whole", [])
+    until_done(train, run_dir, [])
+    assert differing(outcome(tmp_path / "whole"), outcome(run_dir)) == []
 
 
 SCRIPT = """
