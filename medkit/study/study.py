@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from medkit.jobs.plan import device_environment
-from medkit.jobs.processes import Command, Queue, Slot, share_out
+from medkit.jobs.processes import Slot, share_out
 from medkit.record.files import read_json
 from medkit.record.lock import RunLock
-from medkit.study import study_job
 from medkit.study.outcomes import OUTCOME_NAME, Outcome
-from medkit.study.study_job import LOGS, NOT_AS_ASKED, STUDY_NAME, Job, Train, TrainError
+from medkit.study.study_job import STUDY_NAME, Job, Train, train_job
 from medkit.study.study_plan import Plan, as_json
+from medkit.study.study_processes import run_apart, spec_of
 
 if TYPE_CHECKING:
     from medkit.study.study_report import ReportSettings, StudyReport
@@ -169,7 +166,7 @@ class Study:
                 f"jobs and seeds_per_job must be at least 1, got {jobs} and {seeds_per_job}. "
                 "seeds_per_job=None trains all seeds of a cell by one call."
             )
-        spec = study_job.spec_of(train) if jobs > 1 or self.plan.repeats else ""
+        spec = spec_of(train) if jobs > 1 or self.plan.repeats else ""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = RunLock(self.path)
         lock.acquire(wait_s=1.0)
@@ -186,11 +183,11 @@ class Study:
                     jobs, at_most=len(todo), devices=numbers, width=width
                 )
                 self.plan.write(self.path, cores_per_job=len(slots[0].cores))
-                self._run_apart(todo, spec, slots)
+                run_apart(self.path, todo, spec, slots)
             elif todo:
                 self._run_here([job for job in todo if not job.again], train)
                 # with the cores and threads of this process, which decide the bits
-                self._run_apart([job for job in todo if job.again], spec, [Slot()])
+                run_apart(self.path, [job for job in todo if job.again], spec, [Slot()])
         finally:
             lock.release()
 
@@ -257,44 +254,4 @@ class Study:
             for job in todo:
                 bar.set_postfix_str(job.name)
                 recipe = self.plan.recipes[job.recipe]
-                study_job.train_job(self.path, job, recipe, train, told=bar.update)
-
-    def _run_apart(self, todo: Sequence[Job], spec: str, slots: list[Slot[Job]]) -> None:
-        """Train in processes of their own; what one that died owes is tried one by one."""
-        (self.path / LOGS).mkdir(exist_ok=True)
-        refused: list[str] = []
-
-        def log_of(job: Job) -> Path:
-            return self.path / LOGS / f"{job.name}.log"
-
-        def command(job: Job, slot: Slot[Job]) -> Command:
-            device = device_environment(slot.device, os.environ).items()
-            more = (*study_job.environment(), *device)
-            return Command(study_job.command(self.path, job, spec), log_of(job), Path.cwd(), more)
-
-        def ended(job: Job, code: int) -> list[Job]:
-            left = job.left(self.path)
-            if not left or queue.stop is not None:
-                return []
-            if code == NOT_AS_ASKED:
-                refused.append(_last_line(log_of(job)))
-                queue.waiting.clear()
-            elif len(job.seeds) > 1:
-                return [job.of((seed,)) for seed in left]
-            else:
-                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
-                reason = f"its process ended by {how}: {_last_line(log_of(job))}"
-                job.failed(left[0], reason).save(job.folder(self.path, left[0]))
-            return []
-
-        queue = Queue(slots, label=lambda job: job.name, command=command, ended=ended)
-        queue.run(todo)
-        if queue.stop is not None:
-            signal.raise_signal(queue.stop)
-        if refused:
-            raise TrainError(refused[0])
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1] if lines else "it said nothing"
+                train_job(self.path, job, recipe, train, told=bar.update)

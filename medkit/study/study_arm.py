@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from math import inf, nan, sqrt
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import nan
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import chdtri, stdtrit
 
 from medkit.metrics.checks import Floats
-from medkit.metrics.decisions import Flags, flips_between_seeds
-from medkit.metrics.power import FEWEST_SEEDS
 from medkit.record.results import Metric
 from medkit.study.outcomes import Ints, Outcome
 from medkit.study.predictions import Part, Predictions, joined
+from medkit.study.study_numbers import pooled
 
-LEVEL = 0.95
-_LIMITS = re.compile(r" \[[^\]]*\]")  # an interval in words
+SPLIT = "split"
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What a study's report is asked for.
+
+    Attributes:
+        metric: The result whose spread comes first; empty: how the nets rank, on test rows if any.
+        eps: Results at most this far apart count as alike.
+        flag_rate: Share of the rows that each training flags, for decisions at a common rate.
+        target: AUROC to be reached, for the speed; such as 0.5 + 0.9 x (AUROC of a logistic
+            regression on the same rows - 0.5).
+        events: Rows of the rarer class that the AUROC curves were measured on: from 200 on a
+            speed can be had.
+        linear: Recipe that is the logistic regression.
+        members: Of an ensemble.
+        chance: What the seed decides in these trainings.
+    """
+
+    metric: str = ""
+    eps: float = 0.01
+    flag_rate: float = 0.2
+    target: float | None = None
+    events: int = 0
+    linear: str = "logistic"
+    members: int = 5
+    chance: tuple[str, ...] = ("init", "order", "dropout")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number of a report.
+
+    Attributes:
+        group: What it is about, such as "result".
+        what: Its name within the group.
+        metric: The number.
+        varied: Which sources of chance varied between the trainings; empty where that is not it.
+    """
+
+    group: str
+    what: str
+    metric: Metric
+    varied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +107,7 @@ class Arm:
         return max(self.cells.values(), key=len, default=self.runs[:1])
 
 
-def values_of(runs: Iterable[Outcome], metric: str) -> Floats:
+def values_of(runs: Sequence[Outcome], metric: str) -> Floats:
     """Return the metric of each training, NaN where it failed or does not have it."""
     done = [run.metrics.get(metric, nan) if run.status == "done" else nan for run in runs]
     return np.array(done, np.float64)
@@ -115,70 +154,18 @@ def predictions_of(runs: Sequence[Outcome]) -> tuple[Predictions, list[float | N
     return joined(done[0].recipe, parts, ()), [run.threshold for run in done]
 
 
-def pooled(found: Sequence[Metric]) -> Metric:
-    """Return one spread from those of several splits: root of their mean square by degrees.
+def on_same_rows(runs: Sequence[Outcome]) -> bool:
+    """Whether trainings of several splits were all scored on the same rows, as outside tests are.
 
-    Each split has rows of its own, so only trainings of one split are compared.
+    Rows without an id could be any, so they are not.
     """
-    if len(found) == 1:
-        return found[0]
-    degrees = np.array([(metric.n or 1) - 1 for metric in found], np.float64)
-    n, total = int(sum(metric.n or 0 for metric in found)), float(degrees.sum())
-    how = f"{found[0].method}; root mean square of {len(found)} splits"
-    if any(metric.value == inf for metric in found):
-        whole = [metric for metric in found if metric.value != inf]
-        how = f"a run diverged in {len(found) - len(whole)} of {len(found)} splits"
-        how += f"; the others: {pooled(whole)}" if whole else ""
-        return replace(found[0], value=inf, low=None, high=None, n=n, method=how)
-    squares = np.array([metric.value**2 for metric in found])
-    value = sqrt(float((degrees * squares).sum()) / total) if total else nan
-    low, high = (value * sqrt(total / float(chdtri(total, p))) for p in (0.025, 0.975))
-    return Metric(value, low, high, LEVEL, n, found[0].unit, how)
-
-
-def mean_of_splits(values: Sequence[Floats]) -> Metric:
-    """Return the mean over splits of their means, with a t interval over the splits."""
-    means = np.array([v.mean() for v in values])
-    n, how = int(sum(len(v) for v in values)), f"mean of {len(means)} splits, t over the splits"
-    half = float(stdtrit(len(means) - 1, 0.975)) * float(means.std(ddof=1)) / sqrt(len(means))
-    mean = float(means.mean())
-    return honest(
-        Metric(mean, mean - half, mean + half, LEVEL, n, method=how), len(means), of="splits"
-    )
-
-
-def flip_rate(tables: Sequence[Flags], how: str) -> Metric:
-    """Return the share of rows whose flag another seed turns, with a jackknife over the seeds.
-
-    All pairs of trainings give the value; the interval leaves out one training at a time, since
-    pairs that share one are not independent (Arvesen 1969). It is for other trainings and these
-    rows; it covered in 92 to 97 of 100 trials where 95 is meant, from 5 to 20 trainings.
-
-    Args:
-        tables: Flags ``(n, N)`` of each split; their mean is taken.
-        how: Where rows are flagged.
-    """
-    shares = [flips_between_seeds(flags) for flags in tables]
-    n, rows = sum(len(flags) for flags in tables), tables[0].shape[1]
-    value = float(np.mean(shares))
-    said = f"{how}, all pairs of {n} trainings on {rows} rows"
-    if min(len(flags) for flags in tables) < 3:
-        return Metric(value, n=n, method=said)
-    variance = 0.0
-    for flags in tables:
-        left = [flips_between_seeds(np.delete(flags, one, axis=0)) for one in range(len(flags))]
-        variance += float(np.var(left)) * (len(flags) - 1)
-    half = float(stdtrit(n - len(tables), 0.975)) * sqrt(variance) / len(tables)
-    low, high = max(0.0, value - half), min(1.0, value + half)
-    return Metric(value, low, high, LEVEL, n, method=f"{said}, jackknife over trainings")
-
-
-def honest(metric: Metric, n: int, *, of: str = "trainings") -> Metric:
-    """Return a metric without its interval where it rests on fewer than 5 trainings."""
-    if n >= FEWEST_SEEDS or metric.n == 0:
-        return metric
-    said = _LIMITS.sub("", f"{metric.method}; no interval below {FEWEST_SEEDS} {of}")
-    return replace(metric, low=None, high=None, level=None, method=said)
+    frames = [run.predictions for run in runs if run.status == "done"]
+    ids = [
+        frozenset(frame["patient" if "patient" in frame else "row"].astype(str))
+        for frame in frames
+        if frame is not None
+    ]
+    return len(ids) == len(frames) and len(set(ids)) == 1
 
 
 def over_cells(
@@ -190,22 +177,3 @@ def over_cells(
     if not found or len(found) < len(tables):
         return None
     return pooled([spread(table) for table in found]), sum(len(table) for table in found)
-
-
-def linear_residual(scores: Floats, linear: Floats) -> Floats:
-    """Return the share of the variance of each logit that a linear model's does not explain.
-
-    1 - r² between the logit of each training and that of the linear model on the same rows: 0 for
-    a net that says what logistic regression says, whatever its scale.
-
-    Args:
-        scores: Probabilities ``(n, N)``.
-        linear: Of the linear model, ``(N,)``.
-    """
-    logits = _logit(np.vstack([linear[None], scores]))
-    return np.array([1 - np.corrcoef(logits[0], logit)[0, 1] ** 2 for logit in logits[1:]])
-
-
-def _logit(prob: Floats) -> NDArray[np.float64]:
-    inside = np.clip(prob, 1e-7, 1 - 1e-7)  # a score of 0 or 1 has no logit
-    return np.asarray(np.log(inside / (1 - inside)))

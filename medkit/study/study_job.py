@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,34 +161,6 @@ def _yielded(train: Train, recipe: Any, job: Job) -> Iterator[Outcome]:
             "`yield Outcome(...)` for each seed, or return a list of them."
         )
     yield from found
-
-
-def spec_of(train: Train) -> str:
-    """Return ``module:name``, by which another process finds the function.
-
-    Raises:
-        TrainError: Where it can't be found by that.
-    """
-    module, name = getattr(train, "__module__", ""), getattr(train, "__qualname__", "")
-    if module in {"", "__main__"} or not name.isidentifier():
-        raise TrainError(
-            "other processes must be able to import train, as a function of a module; got "
-            f"{module or '?'}:{name or repr(train)}. Move it into a file of its own and import it "
-            "from there, or say jobs=1 and repeats=0."
-        )
-    return f"{module}:{name}"
-
-
-def command(study: Path, job: Job, train: str) -> list[str]:
-    """Return the words that start a job in a process of its own."""
-    said = json.dumps(asdict(job) | {"train": train})
-    return [sys.executable, "-m", "medkit.study.study_job", str(study), said]
-
-
-def environment() -> tuple[tuple[str, str], ...]:
-    """Return the variables it is started with: where modules lie, and whom not to outlive."""
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    return (("PYTHONPATH", path), (PARENT, str(os.getpid())))
 
 
 def main(words: Sequence[str]) -> int:

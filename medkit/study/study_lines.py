@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -13,76 +13,28 @@ from medkit.metrics.decisions import Flags, flags_at, how
 from medkit.metrics.discrimination import auroc
 from medkit.metrics.power import FEWEST_SEEDS
 from medkit.metrics.spread import mean_over_seeds, sd_over_seeds
-from medkit.metrics.stability import (
-    agreement,
-    bitwise,
-    convergence_band,
-    crash_rate,
-    jitter,
-    late_spread,
-)
-from medkit.metrics.stability_steps import steps_to_target
+from medkit.metrics.stability import agreement, bitwise, crash_rate
 from medkit.metrics.two_level import Placed
 from medkit.record.results import Metric
-from medkit.study.predictions import Predictions, require_same_rows
+from medkit.study.outcomes import Outcome
+from medkit.study.predictions import require_same_rows
 from medkit.study.study_arm import (
+    SPLIT,
     Arm,
-    curves_of,
+    Line,
+    ReportSettings,
+    on_same_rows,
+    predictions_of,
+    values_of,
+)
+from medkit.study.study_convergence import convergence
+from medkit.study.study_numbers import (
     flip_rate,
     honest,
     linear_residual,
     mean_of_splits,
-    over_cells,
     pooled,
-    predictions_of,
-    values_of,
 )
-
-SPLIT = "split"
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """What a study's report is asked for.
-
-    Attributes:
-        metric: The result whose spread comes first; empty: "test/auroc", or what there is.
-        eps: Results at most this far apart count as alike.
-        flag_rate: Share of the rows that each training flags, for decisions at a common rate.
-        target: AUROC to be reached, for the speed; such as 0.5 + 0.9 x (AUROC of a logistic
-            regression on the same rows - 0.5).
-        events: Rows of the rarer class that the AUROC curves were measured on: from 200 on a
-            speed can be had.
-        linear: Recipe that is the logistic regression.
-        members: Of an ensemble.
-        chance: What the seed decides in these trainings.
-    """
-
-    metric: str = ""
-    eps: float = 0.01
-    flag_rate: float = 0.2
-    target: float | None = None
-    events: int = 0
-    linear: str = "logistic"
-    members: int = 5
-    chance: tuple[str, ...] = ("init", "order", "dropout")
-
-
-@dataclass(frozen=True)
-class Line:
-    """One number of a report.
-
-    Attributes:
-        group: What it is about, such as "result".
-        what: Its name within the group.
-        metric: The number.
-        varied: Which sources of chance varied between the trainings; empty where that is not it.
-    """
-
-    group: str
-    what: str
-    metric: Metric
-    varied: tuple[str, ...] = ()
 
 
 def lines_of(arm: Arm, linear: Arm | None, settings: ReportSettings, metric: str) -> Iterator[Line]:
@@ -100,7 +52,7 @@ def lines_of(arm: Arm, linear: Arm | None, settings: ReportSettings, metric: str
         yield Line("result", metric, Metric(value, n=len(arm.runs), method=said))
     else:
         yield from _result(arm, settings, metric)
-        yield from _convergence(arm, settings)
+        yield from convergence(arm, settings)
         yield from _reproducibility(arm, settings, metric)
     yield from _ends(arm)
     if not arm.fixed:
@@ -119,6 +71,8 @@ def _result(arm: Arm, settings: ReportSettings, metric: str) -> Iterator[Line]:
         yield Line("result", "sd", _sd(cells), seed)
     apart = _finite(values_of(arm.free, metric))
     if len(apart) > 1:
+        if not cells:
+            yield Line("result", metric, honest(mean_over_seeds(apart), len(apart)), free)
         yield Line("result", "sd as run", _sd([apart]), free)
     if len(main) > 1:
         low, high = np.quantile(main, [0.25, 0.75])
@@ -128,53 +82,19 @@ def _result(arm: Arm, settings: ReportSettings, metric: str) -> Iterator[Line]:
         said = f"{main.min():.4g} to {main.max():.4g}; grows with n"
         whole = Metric(float(np.ptp(main)), n=len(main), method=said)
         yield Line("result", "range", whole, seed)
-    for name, flags in _flags(arm, settings).items():
+    for name, flags in _flags(arm.cells.values(), settings).items():
         yield Line("result", f"decisions flipped, {name}", _flips(flags, name), seed)
+    outside = [arm.free] if on_same_rows(arm.free) else []
+    for name, flags in _flags(outside, settings).items():
+        yield Line("result", f"decisions flipped as run, {name}", _flips(flags, name), free)
     others = sorted({name for run in arm.runs for name in run.metrics} - {metric})
     for other in others:
         tables = [_finite(values_of(runs, other)) for runs in arm.cells.values()]
         tables = [values for values in tables if len(values) > 1]
-        if tables:
-            yield Line("other results", f"sd of {other}", _sd(tables), seed)
-
-
-def _convergence(arm: Arm, settings: ReportSettings) -> Iterator[Line]:
-    seed, free = settings.chance, (SPLIT, *settings.chance)
-    for what, spread, curve in (
-        ("loss band", convergence_band, "loss"),
-        ("late AUROC spread", late_spread, "auroc"),
-    ):
-        as_run = curves_of(arm.free, f"val/{curve}") if arm.free else None
-        if as_run is not None:
-            found = honest(spread(as_run[1]), len(as_run[1]))
-            yield Line("convergence", f"{what}, as run", found, free)
-        for where, rows in (("same rows", "val"), ("common monitor", "monitor")):
-            inside = over_cells(arm, f"{rows}/{curve}", spread)
-            if inside is not None:
-                yield Line("convergence", f"{what}, {where}", honest(*inside), seed)
-    table = curves_of(arm.main, "val/loss")
-    if table is not None and round(0.25 * table[1].shape[1]) > 2:
-        found = honest(jitter(table[1]), len(table[1]))
-        yield Line("convergence", "jitter within a run", found)
-    if settings.target is not None:
-        yield from _speed(arm, settings, settings.target)
-
-
-def _speed(arm: Arm, settings: ReportSettings, target: float) -> Iterator[Line]:
-    table = curves_of(arm.main, "monitor/auroc") or curves_of(arm.main, "val/auroc")
-    if table is None:
-        return
-    found = steps_to_target(table[0], table[1], target=target, events=settings.events)
-    n, mean = len(table[1]), found.restricted_mean
-    yield Line(
-        "convergence",
-        f"steps to {target:g}",
-        honest(replace(mean, n=n, unit="steps", method=str(found)), n),
-        settings.chance,
-    )
-    if not found.reason:
-        spread = honest(found.band, n)
-        yield Line("convergence", f"steps to {target:g}, spread", spread, settings.chance)
+        if any(np.ptp(values) for values in tables):  # not a prevalence, nor what draws nothing
+            found, level = _sd(tables), float(np.mean([values.mean() for values in tables]))
+            said = f"mean {level:.4g}; {found.method}"
+            yield Line("other results", f"sd of {other}", replace(found, method=said), seed)
 
 
 def _reproducibility(arm: Arm, settings: ReportSettings, metric: str) -> Iterator[Line]:
@@ -188,19 +108,23 @@ def _reproducibility(arm: Arm, settings: ReportSettings, metric: str) -> Iterato
     same = "not measured: Study(repeats=...), and weights_sha256 in its outcomes"
     equal = bitwise(twice) if twice else Metric(nan, n=0, method=same)
     yield Line("reproducibility", "bitwise, same seed", honest(equal, len(twice)))
+    said = predictions_of(arm.main)
+    rows = len(np.unique(said[0].patient)) if said else 0
     pairs = [values_of(runs, metric) for runs in arm.cells.values()]
     pairs = [values[: len(values) // 2 * 2] for values in pairs]  # a pair is of one split
-    if pairs and sum(len(values) for values in pairs):
-        said = _predictions(arm)
-        rows = len(np.unique(said[0].patient)) if said else 0
-        values = np.concatenate(pairs)
+    what = f"{metric} within {settings.eps:g}"
+    for name, values, varied in (
+        (what, np.concatenate([np.empty(0), *pairs]), settings.chance),
+        (f"{what}, as run", values_of(arm.free, metric), (SPLIT, *settings.chance)),
+    ):
+        if len(values) < 2 or not metric:
+            continue
         found = agreement(values, eps=settings.eps, patients=rows)
         if not rows:
             method = found.method.replace("on 0 patients", "on an unknown number of patients")
             found = replace(found, method=method)
-        what = f"{metric} within {settings.eps:g}"
-        yield Line("reproducibility", what, honest(found, len(values)), settings.chance)
-    for name, flags in _flags(arm, settings).items():
+        yield Line("reproducibility", name, honest(found, len(values)), varied)
+    for name, flags in _flags(arm.cells.values(), settings).items():
         flips = _flips(flags, name)
         low, high = flips.low, flips.high
         same_side = replace(
@@ -237,12 +161,9 @@ def _ends(arm: Arm) -> Iterator[Line]:
 
 def _learnt(arm: Arm, linear: Arm | None) -> Iterator[Line]:
     """Compare with the logistic regression: no spread and nothing learned is not stability."""
-    mine = _predictions(arm)
-    its = (
-        predictions_of([run for run in linear.runs if run.split_seed == arm.main[0].split_seed])
-        if linear
-        else None
-    )
+    mine, split = predictions_of(arm.main), arm.main[0].split_seed
+    beside = [run for run in linear.runs if run.split_seed == split] if linear else []
+    its = predictions_of(beside)
     if mine is None or its is None:
         return
     net, logistic = mine[0], its[0]
@@ -266,7 +187,7 @@ def _learnt(arm: Arm, linear: Arm | None) -> Iterator[Line]:
 
 def _ensemble(arm: Arm, settings: ReportSettings) -> Iterator[Line]:
     """Yield what the mean of k members has, in groups that share no member."""
-    mine, k = _predictions(arm), settings.members
+    mine, k = predictions_of(arm.main), settings.members
     if mine is None or len(mine[0].scores) < 2 * k:
         return
     said = mine[0]
@@ -290,9 +211,9 @@ def _flips(flags: Sequence[Flags], name: str) -> Metric:
     return honest(flip_rate(flags, name), sum(len(one) for one in flags))
 
 
-def _flags(arm: Arm, settings: ReportSettings) -> dict[str, list[Flags]]:
-    """Return who is flagged, split by split: at each training's own threshold, at a common rate."""
-    said = [predictions_of(runs) for runs in arm.cells.values()]
+def _flags(cells: Iterable[Sequence[Outcome]], settings: ReportSettings) -> dict[str, list[Flags]]:
+    """Return who is flagged, cell by cell: at each training's own threshold, at a common rate."""
+    said = [predictions_of(runs) for runs in cells]
     whole = [one for one in said if one is not None and len(one[0].scores) > 1]
     if not whole or len(whole) < len(said):
         return {}
@@ -306,10 +227,6 @@ def _flags(arm: Arm, settings: ReportSettings) -> dict[str, list[Flags]]:
     common = f"at {how(None, settings.flag_rate)}"
     found[common] = [flags_at(p.scores, rate=settings.flag_rate) for p, _ in whole]
     return found
-
-
-def _predictions(arm: Arm) -> tuple[Predictions, list[float | None]] | None:
-    return predictions_of(arm.main)
 
 
 def _finite(values: Floats) -> Floats:

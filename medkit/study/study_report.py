@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from medkit.jobs.tables import as_text, interval, number
+from medkit.jobs.tables import as_text, headline, interval, number
 from medkit.metrics.power import FEWEST_SEEDS
 from medkit.record.results import Metric
-from medkit.study.study_arm import Arm
-from medkit.study.study_lines import Line, ReportSettings, lines_of
+from medkit.study.study_arm import Arm, Line, ReportSettings
+from medkit.study.study_lines import lines_of
 
 if TYPE_CHECKING:
     from medkit.study.study import Study
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["ArmReport", "Line", "ReportSettings", "StudyReport"]
 
 SPREAD_SEEDS = 20
-_FIRST = ("test/auroc", "external/auroc", "val/auroc")
 _HEADER = ("", "value", "95 % interval", "n", "varied", "how")
 
 
@@ -69,7 +68,7 @@ class StudyReport:
                 f"{study.path} must hold at least one training to report on, and has none. Call "
                 "run(train) first."
             )
-        metric = _metric({name for one in outcomes for name in one.metrics}, settings.metric)
+        metric = _metric(sorted({n for one in outcomes for n in one.metrics}), settings.metric)
         arms = {}
         for key in dict.fromkeys((one.recipe, one.site) for one in outcomes):
             mine = [
@@ -120,7 +119,6 @@ class StudyReport:
         """Return a row per recipe; a logistic regression is among them where it is a recipe."""
         rows = []
         for arm in self.arms:
-            cells = [arm.name]
             at = {(line.group, line.what): line.metric for line in arm.lines}
             crashes = at["crashes", "runs without usable weights"]
             n = crashes.n or 0
@@ -138,15 +136,14 @@ class StudyReport:
         return rows
 
 
-def _metric(names: Iterable[str], asked: str) -> str:
-    known = sorted(names)
-    choice = asked or next((n for n in (*_FIRST, *known) if n in known), "")
-    if choice in known or not (asked or known):
-        return choice
-    raise ValueError(
-        f"the metric of a report must be one that trainings have left, {known[:8]}; got {asked!r}. "
-        "Name one of them, or put it into the outcomes' metrics."
-    )
+def _metric(known: Sequence[str], asked: str) -> str:
+    if asked and asked not in known:
+        raise ValueError(
+            f"the metric of a report must be one that trainings have left, {known[:8]}; got "
+            f"{asked!r}. Name one of them, or put it into the outcomes' metrics."
+        )
+    first = headline({name: Metric(0.0) for name in known})
+    return asked or (first.name if first else "")
 
 
 def _title(arm: Arm, settings: ReportSettings) -> str:
@@ -180,7 +177,8 @@ def _notes(study: Study, arms: Sequence[Arm], settings: ReportSettings) -> list[
             "As run, with the split left free, was not measured (Study(free_splits=...)): most of "
             "the spread that is told of there is that of other validation rows."
         )
-    if not any(arm.recipe == settings.linear for arm in arms):
+    named = {arm.recipe for arm in arms} | {name for arm in arms for name in arm.main[0].metrics}
+    if not any(settings.linear in name for name in named):
         notes.append(
             "No logistic regression stands beside it: for tables add it as a recipe named "
             f"{settings.linear!r}, since no spread and nothing learned is not stability."

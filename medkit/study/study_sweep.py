@@ -69,7 +69,7 @@ def _outcome(run: RunFolder, recipe: str) -> dict[str, Any] | None:
     steps, curves, epochs = _curves(run.path / "logs")
     lines = run.ledger.read()
     return {
-        "recipe": recipe,
+        "recipe": f"{recipe} (quick)" if metrics.get("run/quick") == 1 else recipe,
         "split_seed": int(facts.get("split_seed") or 0),
         "status": status,
         "reason": said[:500] if status == "failed" else "",
@@ -108,5 +108,6 @@ def _curves(logs: Path) -> tuple[Ints, dict[str, Floats], int]:
 
 def _predictions(folder: Path) -> pd.DataFrame | None:
     files = columns.tables_in(folder) if folder.is_dir() else []
-    files = [file for file in files if file.stem == "test"] or files
+    tests = [file for file in files if file.stem.startswith("test")]
+    files = [file for file in tests if file.stem == "test"] or tests or files
     return columns.read(files[0])[0] if len(files) == 1 else None

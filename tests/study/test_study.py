@@ -266,7 +266,7 @@ def test_after_a_kill_only_what_is_missing_is_trained_and_it_comes_out_the_same(
     process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: len(list((tmp_path / "study").rglob("outcome.json"))) == at_first)
-        wait_for((code / "calls-3-0").exists)
+        wait_for(lambda: calls(training).get("3-0") == 1)
     finally:
         process.send_signal(number)
         assert process.wait(30) == -number
@@ -288,7 +288,7 @@ def test_processes_of_a_killed_study_end_with_it(training: ModuleType, tmp_path:
     process = subprocess.Popen(
         words, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL
     )
-    wait_for((tmp_path / "code/calls-3-0").exists)
+    wait_for(lambda: calls(training).get("3-0") == 1)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
     wait_for(lambda: str(tmp_path / "study") not in running())

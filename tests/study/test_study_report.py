@@ -16,7 +16,8 @@ from medkit.metrics.spread import sd_over_seeds
 from medkit.record.results import Metric, write_metrics
 from medkit.study.outcomes import Outcome
 from medkit.study.study import Study
-from medkit.study.study_arm import Arm, curves_of, flip_rate, linear_residual, pooled
+from medkit.study.study_arm import Arm, curves_of
+from medkit.study.study_numbers import flip_rate, linear_residual, pooled
 from medkit.study.study_report import ReportSettings, StudyReport
 
 Made = Callable[[int, int], dict[str, Any]]
