@@ -153,6 +153,8 @@ class SpikeGuard(pl.Callback):
             self.policy.snapshot(trainer)
         if self.policy.set_aside:
             batch = self._without_rows(trainer, batch, number)
+        if self._micros and self._micros[-1].number == number:
+            self._micros.pop()  # it ran out of memory, and is run again
         micro = Micro(number, batch, rest, samples(batch))
         self._micros.append(micro)
         output = training_step(batch, *rest)

@@ -71,6 +71,8 @@ class LitCox(pl.LightningModule):
         warmup: Share of ``total_steps`` in which the rate rises.
     """
 
+    terms_add_up = False  # a batch that does not fit can't be trained on in parts
+
     def __init__(
         self,
         net: str,
