@@ -170,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "say whether a gain is real, for other trainings and other patients"
     _compare_options(add("compare", _compare, text))
 
+    study = add("study", _study, "say how far results move when only the seed does")
+    study("dir", metavar="DIR", help="the folder of a Study, or of a sweep")
+    text = "the result that comes first, such as test/auroc (default: how the nets rank)"
+    study("--metric", default="", metavar="NAME", help=text)
+    study("--json", metavar="FILE", help="write the numbers there too")
+
     text = "train a notebook in fresh processes: the same bits, or what is to blame"
     certify = add("certify", _certify, text, CERTIFY)
     certify("path", metavar="NOTEBOOK|RUN_DIR", nargs="?", help="a finished run: compared as well")
@@ -349,6 +355,19 @@ def _compare(args: argparse.Namespace) -> int:
 
         names = ("aa", "methods", "part", "gain", "threshold", "flag_rate", "fixed", "json")
         return compare_command(args.a, args.b, **{name: getattr(args, name) for name in names})
+
+
+def _study(args: argparse.Namespace) -> int:
+    with _as_usage():
+        from medkit.record.results import write_metrics
+        from medkit.study.study import Study
+        from medkit.study.study_report import ReportSettings
+
+        found = Study.open(args.dir).report(ReportSettings(metric=args.metric))
+        if args.json:
+            write_metrics(args.json, found.metrics)
+        sys.stdout.write(str(found))
+    return 0
 
 
 def _certify(args: argparse.Namespace) -> int:

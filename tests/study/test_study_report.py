@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medkit import cli
 from medkit.metrics.spread import sd_over_seeds
-from medkit.record.results import Metric, write_metrics
+from medkit.record.results import Metric, read_metrics, write_metrics
 from medkit.study.outcomes import Outcome
 from medkit.study.study import Study
 from medkit.study.study_arm import Arm, curves_of
@@ -297,3 +298,15 @@ def test_a_report_needs_trainings_and_a_metric_that_they_have(tmp_path: Path) ->
         ValueError, match=r"one that trainings have left, \['test/auroc'\]; got 'x'"
     ):
         report(tmp_path, aurocs, ReportSettings(metric="x"))
+
+
+def test_the_command_line_reports_on_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = report(tmp_path, aurocs)
+    file = tmp_path / "numbers.json"
+    assert cli.main(["study", str(tmp_path / "study"), "--json", str(file)]) == 0
+    assert capsys.readouterr().out == str(found)
+    assert read_metrics(file)["net/result/sd"].value == at(found, "result/sd").value
+    assert cli.main(["study", str(tmp_path)]) == 2
+    assert "must be the folder of a study or of a sweep" in capsys.readouterr().err
