@@ -29,7 +29,7 @@ class ReportSettings:
             regression on the same rows - 0.5).
         events: Rows of the rarer class that the AUROC curves were measured on: from 200 on a
             speed can be had.
-        linear: Recipe that is the logistic regression.
+        linear: What the name of the recipe holds that is the logistic regression: a fixed one.
         members: Of an ensemble.
         chance: What the seed decides in these trainings.
     """

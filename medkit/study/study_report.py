@@ -77,9 +77,10 @@ class StudyReport:
             ]
             arms[key] = Arm(*key, key[0] in study.plan.fixed, *mine)
         found = []
-        for (_, site), arm in arms.items():
-            linear = arms.get((settings.linear, site))
-            lines = tuple(lines_of(arm, linear if linear is not arm else None, settings, metric))
+        for arm in arms.values():
+            beside = [a for a in arms.values() if a.site == arm.site and a.fixed]
+            linear = next((a for a in beside if settings.linear in a.recipe), None)
+            lines = tuple(lines_of(arm, linear, settings, metric))
             reasons = {one.reason: None for one in arm.runs if one.status == "failed"}
             found.append(ArmReport(arm.name, _title(arm, settings), lines, tuple(reasons)))
         return cls(metric, tuple(found), tuple(_notes(study, list(arms.values()), settings)))
