@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, get_worker_info
 
 from medkit import keyed as keys
 from medkit.data.generators import Generator, find_generators, rekey
+from medkit.data.strength import Strength
 
 
 class PlaceBatch(NamedTuple):
@@ -23,6 +24,7 @@ class PlaceBatch(NamedTuple):
     start: int  # position of its first row in the epoch's global order
     rows: Any  # what the sampler gave: a list or array of indices, or one item without batching
     out: frozenset[int | str] = frozenset()  # rows that were set aside before this epoch
+    strength: float | None = None  # of the augmentation; None: as the dataset has it
 
 
 class KeyedFetch(Dataset[Any]):
@@ -41,6 +43,7 @@ class KeyedFetch(Dataset[Any]):
         self.tag = tag
         # a dataset may say that fetching draws nothing; then there is nothing to key
         self.draws = not getattr(self.dataset, "draws_nothing", False)
+        self.strength = Strength([self.dataset, self.collate])
         self._private: list[Generator] | None = None
         self._known: set[str] = set()  # purposes that were drawn for in this process
 
@@ -50,8 +53,13 @@ class KeyedFetch(Dataset[Any]):
     def forget(self) -> None:
         """Look for generators anew: in a worker they are other objects."""
         self._private, self._known = None, set()
+        self.strength = Strength([self.dataset, self.collate])
 
     def __getitems__(self, place: PlaceBatch) -> Any:
+        with self.strength.at(place.strength):
+            return self._batch(place)
+
+    def _batch(self, place: PlaceBatch) -> Any:
         fetch_many = fetch_many_of(self.dataset) if self.batched else None
         if not self.draws:  # at once, not row by row
             return self.collate(self._fetch_raw(place, fetch_many))

@@ -14,7 +14,7 @@ import logging
 import random
 import types
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -49,7 +49,13 @@ _LIMIT = 200_000  # objects looked at before the walk gives up
 
 def find_generators(root: object) -> list[Generator]:
     """Return every private generator reachable from ``root``, in an order that does not vary."""
-    found: list[Generator] = []
+    found = reachable(root, lambda item: isinstance(item, _GENERATORS))
+    return [item for item in found if not _is_global(item)]
+
+
+def reachable(root: object, wanted: Callable[[object], bool]) -> list[Any]:
+    """Return what is wanted of all that ``root`` holds; what that holds itself is not looked at."""
+    found: list[Any] = []
     seen: set[int] = set()
     stack: list[object] = [root]
     while stack:
@@ -65,9 +71,8 @@ def find_generators(root: object) -> list[Generator]:
         if isinstance(item, _LEAVES) or id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, _GENERATORS):
-            if not _is_global(item):
-                found.append(item)
+        if wanted(item):
+            found.append(item)
             continue
         stack.extend(reversed(list(_parts(item))))
     return found

@@ -22,6 +22,7 @@ from medkit.data import orders
 from medkit.data.fetching import KeyedFetch, PlaceBatch, Places, fetching_here, rebuilt
 from medkit.data.quarantine import Fetched, Finding, Row, ScreenedFetch, row_name
 from medkit.data.screen import Screen
+from medkit.data.strength import Strength
 from medkit.data.workers import fetched
 
 Receive = Callable[[PlaceBatch, Sequence[Finding], bool], None]
@@ -68,13 +69,15 @@ class KeyedLoader:
         self.on_transfer: Callable[[int], None] | None = None
         # told when dead workers were replaced: the place of the lost batch, and what was said
         self.on_lost: Callable[[PlaceBatch, str], None] | None = None
+        # the strength of an epoch's augmentation, where somebody schedules it
+        self.strength_of: Callable[[int], float | None] = _as_it_is
         self._receive: Receive | None = None
         self._out: Callable[[int], frozenset[Row]] = _nothing
         self._stood_in: dict[tuple[int, int], list[Row]] = {}  # by place: rows of a mended batch
         self._places = Places()
         self._fetch = KeyedFetch(loader, self.seed, tag)
         self._inner = rebuilt(loader, self._fetch, self._places)
-        self._order_of: tuple[tuple[int, int], list[PlaceBatch]] | None = None
+        self._order_of: tuple[tuple[int, int, float | None], list[PlaceBatch]] | None = None
 
     # what others read of a DataLoader
     @property
@@ -101,6 +104,20 @@ class KeyedLoader:
     def batch_sampler(self) -> None:
         """None: the order is this loader's own."""
         return None
+
+    @property
+    def _iterator(self) -> Any:
+        """What Lightning looks for to end workers with the fit; they would linger until a gc."""
+        return self._inner._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._inner._iterator = iterator
+
+    @property
+    def strength(self) -> Strength:
+        """What takes a strength among dataset, transforms and collate function."""
+        return self._fetch.strength
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch a loader without a Trainer gives."""
@@ -202,8 +219,12 @@ class KeyedLoader:
 
         ``cycle`` counts how often a shorter loader was begun again within one epoch.
         """
-        if self._order_of is None or self._order_of[0] != (epoch, cycle):
-            self._order_of = ((epoch, cycle), self._draw_order(epoch, cycle))
+        strength = self.strength_of(epoch)
+        if self._order_of is None or self._order_of[0] != (epoch, cycle, strength):
+            order = self._draw_order(epoch, cycle)
+            if strength is not None:
+                order = [place._replace(strength=strength) for place in order]
+            self._order_of = ((epoch, cycle, strength), order)
         return self._order_of[1]
 
     def rows(self, epoch: int, batch: int) -> list[int]:
@@ -290,6 +311,10 @@ class KeyedLoader:
 
 def _each(rows: Any) -> list[Any]:
     return list(rows) if isinstance(rows, list | tuple | np.ndarray) else [rows]
+
+
+def _as_it_is(epoch: int) -> None:
+    return None
 
 
 def _nothing(epoch: int) -> frozenset[Row]:

@@ -65,7 +65,7 @@ class ScreenedFetch(KeyedFetch):
         self.screen = screen
         self.pool = pool
 
-    def __getitems__(self, place: PlaceBatch) -> Fetched:
+    def _batch(self, place: PlaceBatch) -> Fetched:
         found: list[Finding] = []
         rows = list(place.rows) if self.batched else [place.rows]
         try:
