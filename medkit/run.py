@@ -213,6 +213,10 @@ class Run:
         if not self._open:
             return
         self._open = False
+        try:
+            self.ledger.flush()
+        except OSError as error:  # the run's end must be noted all the same, if it can be
+            _log.error("lines of the ledger are lost: %s", error)
         with self.folder.editing() as content:
             _add_cost(content, time.monotonic() - self._began, used_cpu_s() - self.cpu_before)
             if not self.launched:

@@ -16,6 +16,7 @@ from medkit import keyed as keys
 from medkit.callbacks.signals import stop_at_once
 from medkit.record import identity as identities
 from medkit.record.attempts import PROGRESS_NAME, add_cost, begun, close_killed, read_progress
+from medkit.record.files import is_full_disk
 from medkit.record.folder import RunFolder
 from medkit.record.lock import RunLock
 from medkit.run import Run
@@ -179,7 +180,12 @@ def _finish_active(status: str | None = None) -> None:
 def _at_exit() -> None:
     # a notebook's failed cell is not the end of its run; a script's error is
     failed = getattr(sys, "last_type", None) is not None and "ipykernel" not in sys.modules
-    _finish_active("failed" if failed else None)
+    try:
+        _finish_active("failed" if failed else None)
+    except OSError as error:  # its lock dies with the process: it reads killed, and can go on
+        if not is_full_disk(error):
+            raise
+        _log.error("the disk is full, the run's end could not be noted: %s", error)
 
 
 atexit.register(_at_exit)

@@ -14,7 +14,6 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
-from medkit.callbacks.augmentation_schedule import AugmentationSchedule
 from medkit.callbacks.bits import bits
 from medkit.callbacks.fingerprint import fingerprint, of_module, settings
 from medkit.callbacks.guard_policy import GuardSettings
@@ -121,8 +120,6 @@ def stable_trainer(
     for guard in both:
         guard.on_event = guard.on_event or partial(run.ledger.append, stage=name)
         guard.name_row = guard.name_row or pseudonym
-    for schedule in [one for one in callbacks if isinstance(one, AugmentationSchedule)]:
-        schedule.on_event = schedule.on_event or partial(run.ledger.append, stage=name)
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
@@ -207,6 +204,15 @@ class _RunPoints(ResumePoints):
         self._compare()
         self.identity |= of_trainer
         super().on_train_start(trainer, pl_module)
+
+    def _flush(self, trainer: pl.Trainer) -> OSError | None:
+        """Bring the ledger to the disk as well: it is cut to the point."""
+        late = super()._flush(trainer)
+        try:
+            self.run.ledger.flush()
+        except OSError as error:
+            return error
+        return late
 
     def _at_end(self, trainer: pl.Trainer) -> None:
         """Note what the weights are: the stage is on the disk, whatever ends the process now."""

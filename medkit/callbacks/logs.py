@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from pytorch_lightning.loggers.csv_logs import CSVLogger, ExperimentWriter
 from pytorch_lightning.utilities import rank_zero_only
 
 from medkit.record.attempts import PROGRESS_NAME, used_cpu_s
-from medkit.record.files import write_bytes, write_json
+from medkit.record.files import append_whole, is_full_disk, write_bytes, write_json
 
+_log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 1.0
 
 
@@ -24,9 +27,20 @@ class _Writer(ExperimentWriter):
         """Keep the file: Lightning's writer deletes what an earlier process logged."""
 
     def save(self) -> None:
-        new = len(self.metrics)
-        super().save()
-        self.rows += new
+        """Write what was logged, whole or not at all: half a row would be read as one."""
+        if not self.metrics:
+            return
+        path = Path(self.metrics_file_path)
+        keys = sorted({*self.metrics_keys}.union(*self.metrics))
+        if path.exists() and keys == self.metrics_keys:
+            append_whole(path, _as_csv(keys, self.metrics, header=False), durable=False)
+        else:
+            with path.open(newline="") if path.exists() else io.StringIO() as file:
+                before: list[dict[str, Any]] = list(csv.DictReader(file))
+            write_bytes(path, _as_csv(keys, [*before, *self.metrics], header=True), durable=False)
+        self.metrics_keys = keys
+        self.rows += len(self.metrics)
+        self.metrics = []
 
     def cut(self, rows: int) -> None:
         """Keep the first ``rows`` rows of what an earlier process wrote, and append to them."""
@@ -41,11 +55,21 @@ class _Writer(ExperimentWriter):
         self.rows = min(rows, len(lines) - 1)
 
 
+def _as_csv(keys: list[str], rows: list[dict[str, Any]], *, header: bool) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, keys)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
 class RunCSVLogger(CSVLogger):
     """``logs/<stage>/metrics.csv``; a resumed fit cuts it to the rows its resume point knew.
 
     Lightning has a logger save after each row. Here the rows go to the disk once a second, with
-    each resume point and at the end: a kill costs none that the point knows of.
+    each resume point and at the end: a kill costs none that the point knows of. On a full disk
+    they wait in memory, and resume points for them.
 
     Args:
         folder: The stage's log folder.
@@ -78,19 +102,32 @@ class RunCSVLogger(CSVLogger):
     def save(self) -> None:
         """Write what was logged, if a second has passed."""
         if time.monotonic() >= self._next_save:
-            self.flush()
+            self._try()
 
     @rank_zero_only
     def flush(self) -> None:
         """Write what was logged."""
-        super().save()
         self._next_save = time.monotonic() + _SAVE_EVERY_S
+        super().save()
+
+    def _try(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            rows = len(self.experiment.metrics)
+            _log.warning("%s: %d rows wait for room on the disk", self.log_dir, rows)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what was logged: the stage is over, well or not."""
-        if self._experiment is not None:
+        if self._experiment is None:
+            return
+        if status == "success":
             self.flush()
+        else:
+            self._try()  # what ended the fit must not be hidden
 
     @rank_zero_only
     def begin(self, rows: int = 0) -> None:
@@ -124,6 +161,7 @@ class ProgressFile(pl.Callback):
         self.every_s = every_s
         self.cpu_before = cpu_before
         self._next = 0.0
+        self._told = False
 
     # passed over by Lightning, see KeyedSteps
     on_train_batch_start = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
@@ -173,4 +211,11 @@ class ProgressFile(pl.Callback):
             "time": time.time(),
             "cpu_s": round(used_cpu_s() - self.cpu_before, 2),
         }
-        write_json(self.path, content, durable=False)
+        try:
+            write_json(self.path, content, durable=False)
+        except OSError as error:  # a bar that stands still must not stop the training
+            if not is_full_disk(error):
+                raise
+            if not self._told:
+                _log.warning("progress cannot be written: %s", error)
+            self._told = True

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
 from pathlib import Path
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (exited unexpectedly|is killed by signal)")
 _HINTS = (
     (
@@ -66,11 +64,6 @@ def hint(message: str) -> str:
 def worker_died(message: str) -> bool:
     """Whether an exception says that a loader worker died, which is no fault of the notebook."""
     return bool(_WORKER_DIED.search(message))
-
-
-def is_full_disk(error: OSError) -> bool:
-    """Whether an error says that nothing more can be written."""
-    return error.errno in FULL_DISK
 
 
 def death(exit_status: int | None, oom_kills: int) -> str:

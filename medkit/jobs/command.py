@@ -13,6 +13,7 @@ from medkit.jobs.parameters import read_parameters
 from medkit.jobs.plan import Plan, Request, make_plan
 from medkit.jobs.redact import Redactor
 from medkit.jobs.tables import as_text, comparisons, metric_rows
+from medkit.record.files import is_full_disk
 from medkit.record.folder import RunFolder
 from medkit.record.results import METRICS_NAME, read_metrics
 
@@ -34,7 +35,7 @@ def run_command(request: Request, *, dry_run: bool = False) -> int:
     try:
         ending, folder = launch(plan, request)
     except OSError as error:
-        if not causes.is_full_disk(error):
+        if not is_full_disk(error):
             raise
         sys.stderr.write(
             f"medkit: {plan.run_dir} could not be written: {error.strerror}. "

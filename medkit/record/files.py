@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 MAX_NAME = 100
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
@@ -50,6 +52,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def append_whole(path: Path | str, data: bytes, *, durable: bool = True) -> None:
+    """Append bytes and wait until the disk has them; on an error the file is as it was."""
+    with Path(path).open("ab", buffering=0) as handle:  # a buffer would be written on closing
+        size = handle.seek(0, os.SEEK_END)
+        try:
+            written = handle.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes could be written")
+            if durable:
+                os.fsync(handle.fileno())
+        except OSError:
+            handle.truncate(size)
+            raise
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether an error says that nothing more can be written."""
+    return error.errno in _FULL
 
 
 def write_text(path: Path | str, text: str) -> None:

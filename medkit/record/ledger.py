@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medkit.record.files import write_text
+from medkit.record.files import append_whole, is_full_disk, write_text
 
 LEDGER_NAME = "ledger.jsonl"
+
+_log = logging.getLogger(__name__)
+_waiting: dict[Path, list[bytes]] = {}  # lines that a full disk keeps out, by ledger
 
 
 class Ledger:
@@ -37,7 +41,10 @@ class Ledger:
         detail: str = "",
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write one line and sync it: what was done is known even after a SIGKILL."""
+        """Write one line and sync it: what was done is known even after a SIGKILL.
+
+        On a full disk the line waits in memory for the next one, or for :meth:`flush`.
+        """
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "stage": stage,
@@ -49,17 +56,40 @@ class Ledger:
             "action": action,
             "detail": detail,
         } | ({} if facts is None else {"facts": dict(facts)})
-        with self.path.open("a+b") as handle:
-            _drop_torn_end(handle)
-            handle.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        text = f"{json.dumps(line, ensure_ascii=False)}\n".encode()
+        _waiting.setdefault(self.path, []).append(text)
+        try:
+            self.flush()
+        except OSError as error:
+            if not is_full_disk(error):
+                raise
+            _log.warning("%s: %d lines wait for room on the disk", self.path, len(self._lines()))
+
+    def flush(self) -> None:
+        """Write the lines that wait.
+
+        Raises:
+            OSError: When they still cannot be written; they go on waiting.
+        """
+        lines = self._lines()
+        if not lines:
+            return
+        if self.path.exists():
+            with self.path.open("r+b") as handle:
+                _drop_torn_end(handle)
+        append_whole(self.path, b"".join(lines))
+        del _waiting[self.path]
+
+    def _lines(self) -> list[bytes]:
+        return _waiting.get(self.path, [])
 
     def read(self) -> list[dict[str, Any]]:
         """Return the lines; a last line torn by a kill is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text().splitlines()
+        there = self.path.read_bytes() if self.path.exists() else b""
+        waiting = b"".join(self._lines())
+        if waiting and there:
+            there = there[: there.rfind(b"\n") + 1]
+        lines = (there + waiting).decode().splitlines()
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -92,6 +122,7 @@ class Ledger:
         if len(kept) < len(rows):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
             write_text(self.path, text)
+            _waiting.pop(self.path, None)
         return len(rows) - len(kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
+from medkit.callbacks import logs
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
 from medkit.data.loader import keyed
 from medkit.record.attempts import PROGRESS_NAME
@@ -24,6 +26,10 @@ def logged(folder: Path, rows: int, numbers: range) -> list[str]:
         logger.save()
     logger.finalize("success")
     return (folder / "metrics.csv").read_text().splitlines()
+
+
+def no_room(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_new_fit_begins_a_new_log(tmp_path: Path) -> None:
@@ -65,6 +71,41 @@ def test_a_column_that_comes_later_keeps_the_rows_before_it(tmp_path: Path) -> N
     logger.save()
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
     assert lines == ["step,train/loss,val/loss", "0,0.0,", "1,1.0,", "2,,0.5"]
+
+
+def test_rows_wait_while_the_disk_is_full_and_none_is_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = logged(tmp_path / "whole", 0, range(5))
+    logger = RunCSVLogger(tmp_path / "full")
+    logger.begin()
+    original = os.replace
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", no_room)  # the first row comes with a header
+        full.setattr(logs, "append_whole", no_room)
+        for number in range(3):
+            logger.log_metrics({"train/loss": float(number)}, step=number)
+            logger._next_save = 0.0
+            logger.save()
+            if number == 0:
+                full.setattr(os, "replace", original)
+        with pytest.raises(OSError, match="No space"):
+            logger.flush()
+        assert logger.rows == 2
+        logger.finalize("failed")
+    for number in range(3, 5):
+        logger.log_metrics({"train/loss": float(number)}, step=number)
+    logger.finalize("success")
+    assert (tmp_path / "full" / "metrics.csv").read_text().splitlines() == whole
+
+
+def test_a_progress_file_that_cannot_be_written_stops_nothing(
+    quiet: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "write_json", no_room)
+    trainer = pl.Trainer(**quiet, max_epochs=1, callbacks=[ProgressFile(tmp_path, every_s=0)])
+    trainer.fit(Net(), keyed(Data(), seed=7))
+    assert trainer.global_step == BATCHES
 
 
 @pytest.fixture

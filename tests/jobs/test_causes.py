@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 
 import pytest
@@ -48,11 +47,6 @@ def test_a_death_is_told_by_its_signal(exit_status: int, oom_kills: int, word: s
 def test_a_dead_loader_worker_is_no_fault_of_the_notebook() -> None:
     assert causes.worker_died("RuntimeError: DataLoader worker (pid(s) 4, 5) exited unexpectedly")
     assert not causes.worker_died("ValueError: worker")
-
-
-def test_a_quota_is_a_full_disk_and_a_missing_file_is_not() -> None:
-    assert causes.is_full_disk(OSError(errno.EDQUOT, "quota"))
-    assert not causes.is_full_disk(OSError(errno.ENOENT, "missing"))
 
 
 def test_a_device_is_counted_among_those_the_scheduler_has_left() -> None:

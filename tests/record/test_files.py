@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from medkit.record.files import (
+    append_whole,
+    is_full_disk,
     read_json,
     safe_name,
     sha256_file,
@@ -88,6 +90,24 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         write_text(target, "new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert target.read_text() == "old"
+
+
+def test_an_append_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    append_whole(path, b"one\n")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        append_whole(path, b"two\n")
+    assert path.read_bytes() == b"one\n"
+    append_whole(path, b"two\n", durable=False)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_quota_is_a_full_disk_and_a_missing_file_is_not() -> None:
+    assert is_full_disk(OSError(errno.EDQUOT, "quota"))
+    assert not is_full_disk(OSError(errno.ENOENT, "missing"))
 
 
 def test_the_temporary_file_lies_beside_the_file_whatever_tmpdir_says(

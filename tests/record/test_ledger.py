@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,44 @@ def test_facts_are_kept_as_they_are(ledger: Ledger) -> None:
     facts = {"column": "lactate", "found": [{"what": "above 30", "cells": 3}]}
     ledger.append("contract broken", action="set missing", facts=facts)
     assert ledger.read()[0]["facts"] == facts
+
+
+def test_lines_that_a_full_disk_keeps_out_wait_and_come_in_order(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ledger.append("first", action="skipped")
+    before = ledger.path.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_room)
+        ledger.append("second", action="skipped", stage="fit", step=5)
+        ledger.append("third", action="skipped", stage="fit", step=9)
+        assert ledger.path.read_bytes() == before
+        assert [row["event"] for row in ledger.read()] == ["first", "second", "third"]
+        with pytest.raises(OSError, match="No space"):
+            Ledger(ledger.path).flush()
+    ledger.append("fourth", action="skipped")
+    events = [json.loads(line)["event"] for line in ledger.path.read_text().splitlines()]
+    assert events == ["first", "second", "third", "fourth"]
+
+
+def test_waiting_lines_are_cut_as_the_others_are(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", no_room)
+        for step in (5, 9):
+            ledger.append("spike", action="skipped", stage="fit", step=step)
+    assert ledger.cut_after("fit", 5) == 1
+    ledger.append("later", action="skipped")
+    assert [row["event"] for row in ledger.read()] == ["spike", "later"]
+
+
+def test_what_is_no_full_disk_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Ledger(tmp_path / "nowhere" / "ledger.jsonl").append("spike", action="skipped")
