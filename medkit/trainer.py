@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from medkit.callbacks.augmentation_schedule import AugmentationSchedule
 from medkit.callbacks.bits import bits
 from medkit.callbacks.fingerprint import fingerprint, of_module, settings
 from medkit.callbacks.guard_policy import GuardSettings
@@ -120,6 +121,8 @@ def stable_trainer(
     for guard in both:
         guard.on_event = guard.on_event or partial(run.ledger.append, stage=name)
         guard.name_row = guard.name_row or pseudonym
+    for schedule in [one for one in callbacks if isinstance(one, AugmentationSchedule)]:
+        schedule.on_event = schedule.on_event or partial(run.ledger.append, stage=name)
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
