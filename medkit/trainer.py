@@ -22,6 +22,7 @@ from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.lean import NoProfiler, lighten
 from medkit.callbacks.logs import ProgressFile, RunCSVLogger
+from medkit.callbacks.memory_guard import MemoryGuard
 from medkit.callbacks.quarantine import Quarantine
 from medkit.callbacks.resume import ResumePoints
 from medkit.callbacks.spike_guard import SpikeGuard
@@ -50,6 +51,7 @@ def stable_trainer(
     keep_checkpoints: int = 2,
     spike_guard: GuardSettings | bool = False,
     quarantine: Quarantine | bool = False,
+    memory_guard: bool = False,
     **lightning: Any,
 ) -> pl.Trainer:
     """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
@@ -72,6 +74,9 @@ def stable_trainer(
             tables feels. One of your own among ``callbacks`` takes its place.
         quarantine: True or your own: :class:`~medkit.callbacks.quarantine.Quarantine` sets samples
             aside that can't be read, are not finite or break their ranges.
+        memory_guard: :class:`~medkit.callbacks.memory_guard.MemoryGuard` trains in parts on a batch
+            that does not fit. It copies weights and optimizer state before each step. One of your
+            own among ``callbacks`` takes its place.
         **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
             one device, no bar when a launcher shows progress, no model summary.
 
@@ -123,6 +128,13 @@ def stable_trainer(
         guard.name_row = guard.name_row or pseudonym
     for schedule in [one for one in callbacks if isinstance(one, AugmentationSchedule)]:
         schedule.on_event = schedule.on_event or partial(run.ledger.append, stage=name)
+    in_parts = [callback for callback in callbacks if isinstance(callback, MemoryGuard)]
+    if not in_parts and memory_guard:
+        in_parts = [MemoryGuard()]
+        callbacks = [*in_parts, *callbacks]
+    for each in in_parts:
+        each.on_event = each.on_event or partial(run.ledger.append, stage=name)
+        each.on_inexact = each.on_inexact or run.mark_inexact
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         logger=_loggers(run, name, logger),
@@ -142,6 +154,7 @@ def stable_trainer(
     lighten(trainer)
     points.identity = settings(trainer, options["deterministic"])
     points.identity["spike_guard"] = repr([guard.settings for guard in guards])
+    points.identity["memory_guard"] = len(in_parts)
     points.identity["quarantine"] = repr(kept)
     return trainer
 
