@@ -12,7 +12,7 @@ from math import inf, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import chdtri, fdtri
+from scipy.special import chdtri, fdtri, stdtrit
 
 from medkit.metrics.checks import Floats
 from medkit.metrics.intervals import two_sided, wilson
@@ -128,13 +128,20 @@ def jitter(
     return mean_over_seeds(100 * _Z * jumps / learnt, level=level, unit="%")
 
 
-def spread_ratio(a: Metric, b: Metric, *, level: float = 0.95) -> Metric:
-    """Return how many times as wide the spread ``a`` is as ``b``, with the F interval.
+def spread_ratio(a: Metric, b: Metric, *, r: float | None = None, level: float = 0.95) -> Metric:
+    """Return how many times as wide the spread ``a`` is as ``b``, with its interval.
 
     For two of :func:`convergence_band`, :func:`late_spread` or ``sd_over_seeds``, of ``a.n`` and
-    ``b.n`` runs. Runs paired by their seeds that go up and down together make it too wide. A
-    bootstrap is no cure below 20 runs. Infinite without interval where a run of ``a`` diverged, 0
-    where one of ``b`` did, NaN where both did.
+    ``b.n`` runs: the F interval; where runs are paired and ``r`` is known, that of Pitman and
+    Morgan (1939), which is the narrower the more alike the seeds act on both. A bootstrap is no
+    cure below 20 runs. Infinite without interval where a run of ``a`` diverged, 0 where one of
+    ``b`` did, NaN where both did.
+
+    Args:
+        a: One spread.
+        b: The other.
+        r: Correlation of paired runs, see :func:`paired_correlation`; None: independent ones.
+        level: Nominal coverage.
     """
     n = min(a.n or 0, b.n or 0)
     if np.isinf(a.value) or np.isinf(b.value) or n < 2 or not b.value > 0:
@@ -142,8 +149,28 @@ def spread_ratio(a: Metric, b: Metric, *, level: float = 0.95) -> Metric:
         value = (inf if np.isinf(a.value) else 0.0) if broken else nan
         return Metric(value, n=n, method="no ratio: a run diverged, or there is no spread")
     ratio, degrees, tail = a.value / b.value, ((a.n or 0) - 1, (b.n or 0) - 1), (1 - level) / 2
-    low, high = (ratio / sqrt(float(fdtri(*degrees, p))) for p in (1 - tail, tail))
-    return Metric(ratio, low, high, level, n, method=f"ratio of spreads, F {degrees}")
+    if r is None or a.n != b.n or n < 3:
+        low, high = (ratio / sqrt(float(fdtri(*degrees, p))) for p in (1 - tail, tail))
+        return Metric(ratio, low, high, level, n, method=f"ratio of spreads, F {degrees}")
+    k = 1 + 2 * (1 - r**2) * float(stdtrit(n - 2, 1 - tail)) ** 2 / (n - 2)
+    times = sqrt(k + sqrt(k**2 - 1))
+    how = f"ratio of paired spreads, Pitman and Morgan, r = {r:.2f}"
+    return Metric(ratio, ratio / times, ratio * times, level, n, method=how)
+
+
+def paired_correlation(a: ArrayLike, b: ArrayLike, *, last: float) -> float:
+    """Return how alike the same seeds move the late curves of two recipes, from -1 to 1.
+
+    The correlation of what sets runs apart at each evaluation; 0 where nothing does.
+
+    Args:
+        a: ``(runs, evaluations)``.
+        b: Of the same seeds in the same order.
+        last: Share of the evaluations taken, from the end.
+    """
+    one, two = (late - late.mean(axis=0) for late in (_late(a, last), _late(b, last)))
+    norm = sqrt(float((one**2).sum() * (two**2).sum()))
+    return min(1.0, max(-1.0, float((one * two).sum()) / norm)) if norm > 0 else 0.0
 
 
 def agreement(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from medkit.metrics.stability import convergence_band
 from medkit.record.results import Metric
-from medkit.study.contrast import Contrast
+from medkit.study.contrast import Contrast, Spread
 from medkit.study.effects import MORE, Effect, Effects
 from medkit.study.outcomes import Outcome
 from medkit.study.study import Study
@@ -133,7 +132,7 @@ class Ablation:
         *,
         metric: str = "test/auroc",
         curve: str = "",
-        spread: Callable[..., Metric] = convergence_band,
+        spread: Spread = "band",
     ) -> Effects:
         """Return what each practice did to ``metric`` and to the spread of ``curve`` over seeds.
 
@@ -144,7 +143,7 @@ class Ablation:
                 these patients (t over paired seeds).
             curve: Empty: "monitor/loss" where all have it, rows that all arms share; else
                 "val/loss".
-            spread: ``convergence_band``, or ``late_spread`` for an AUROC curve.
+            spread: "band": ``convergence_band`` of a loss; "late": ``late_spread`` of an AUROC.
         """
         contrast = Contrast(outcomes, metric=metric, curve=curve, spread=spread)
         there = [name for name in self.arms() if name in contrast.arms]

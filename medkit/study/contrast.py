@@ -5,24 +5,34 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log, nan, sqrt
+from math import exp, inf, log, nan, sqrt
+from typing import Literal
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
-from medkit.metrics.checks import Floats
 from medkit.metrics.power import FEWEST_SEEDS
 from medkit.metrics.ranking import placement_variance
 from medkit.metrics.spread import mean_over_seeds, sd_over_seeds
-from medkit.metrics.stability import spread_ratio
+from medkit.metrics.stability import (
+    convergence_band,
+    late_spread,
+    paired_correlation,
+    spread_ratio,
+)
 from medkit.metrics.two_level import Placed, TwoLevel
 from medkit.record.results import Metric
 from medkit.study.outcomes import Outcome
+from medkit.study.predictions import Predictions, require_same_rows
+from medkit.study.study_arm import curves_of, predictions_of
 
 AUROC = "test/auroc"
 _CURVES = ("monitor/loss", "val/loss")  # the first that all trainings have
 Cell = tuple[int, str]
+Spread = Literal["band", "late"]
+SPREADS: Mapping[Spread, tuple[Callable[..., Metric], float]] = {
+    "band": (convergence_band, 0.25),
+    "late": (late_spread, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Contrast:
         outcomes: Failed ones too.
         metric: "test/auroc" comes from the predictions where all have them.
         curve: Whose spread; empty: see ``Ablation.effects``.
-        spread: Of ``(runs, evaluations)``.
+        spread: See ``Ablation.effects``.
 
     Raises:
         ValueError: For no outcomes, or predictions of other rows.
@@ -66,7 +76,7 @@ class Contrast:
         *,
         metric: str,
         curve: str,
-        spread: Callable[..., Metric],
+        spread: Spread,
     ) -> None:
         self.arms: dict[str, dict[Cell, list[Outcome]]] = {}
         for one in outcomes:
@@ -81,11 +91,11 @@ class Contrast:
             )
         traced = [one for one in done if len(one.steps)]
         known = [name for name in _CURVES if all(name in one.curves for one in traced)]
-        self.metric, self.spread = metric, spread
+        self.metric, (self.spread, self._last) = metric, SPREADS[spread]
         self.curve = curve or (known[0] if known else "")
         self._scored = metric == AUROC and all(one.predictions is not None for one in done)
         self._placed: dict[tuple[str, Cell], tuple[Placed, list[int]]] = {}
-        self._rows: dict[Cell, pd.DataFrame] = {}
+        self._first: dict[Cell, Predictions] = {}
 
     def cells(self, *arms: str) -> list[Cell]:
         """Return the cells that all of these arms have trainings in."""
@@ -130,7 +140,8 @@ class Contrast:
     def wider(self, a: str, b: str) -> Metric:
         """Return how many times as wide the spread of ``a`` is as that of ``b``."""
         cells = self.cells(a, b)
-        return spread_ratio(self._spread(a, cells), self._spread(b, cells))
+        r = self._correlation(a, b, cells)
+        return spread_ratio(self._spread(a, cells), self._spread(b, cells), r=r)
 
     def arm(self, name: str) -> Arm:
         """Return an arm in numbers."""
@@ -168,64 +179,59 @@ class Contrast:
 
     def _spread(self, name: str, cells: Sequence[Cell]) -> Metric:
         """Return the geometric mean over cells, with the degrees of freedom of all."""
-        found = []
-        for cell in cells:
-            runs = self.arms[name][cell]
-            lengths = {len(one.curves[self.curve]) for one in runs if self.curve in one.curves}
-            if len(lengths) != 1:
-                return Metric(nan, n=len(runs), unit="%", method="no value: no curves alike")
-            blank = np.full(lengths.pop(), nan)  # a training that raised has left no curve
-            curves = [
-                one.curves.get(self.curve, blank) if one.status == "done" else blank for one in runs
-            ]
-            found.append(self.spread(np.array(curves)))
-        if len(found) == 1:
-            return found[0]
-        n = 1 + sum((m.n or 1) - 1 for m in found)
-        if any(np.isinf(m.value) for m in found):
-            return next(m for m in found if np.isinf(m.value))
-        if not all(m.value > 0 for m in found):
-            return Metric(nan, n=n, unit="%", method="no value: one run has no spread")
-        value = exp(float(np.mean([log(m.value) for m in found])))
+        tables = [curves_of(self.arms[name][cell], self.curve) for cell in cells]
+        found = [self.spread(table[1]) for table in tables if table is not None and len(table[0])]
+        if len(found) < len(tables) or not found:
+            return Metric(nan, n=0, unit="%", method="no value: no curves at the same steps")
+        bad = [one for one in found if not 0 < one.value < inf]
+        if bad or len(found) == 1:
+            return (bad or found)[0]
+        n = 1 + sum((one.n or 1) - 1 for one in found)
+        value = exp(float(np.mean([log(one.value) for one in found])))
         return Metric(value, n=n, unit="%", method=f"geometric mean of {len(found)} cells")
 
+    def _correlation(self, a: str, b: str, cells: Sequence[Cell]) -> float | None:
+        """Return how alike the seeds act on the curves; None where they are not the same."""
+        found = []
+        for cell in cells:
+            runs = [sorted(self.arms[arm][cell], key=lambda one: one.seed) for arm in (a, b)]
+            tables = [curves_of(of_arm, self.curve) for of_arm in runs]
+            seeds = [[one.seed for one in of_arm] for of_arm in runs]
+            if seeds[0] != seeds[1] or any(t is None or not len(t[0]) for t in tables):
+                return None
+            found.append(paired_correlation(*(t[1] for t in tables if t), last=self._last))
+        return float(np.mean(found)) if np.isfinite(found).all() else None
+
     def _two_level(self, weights: Mapping[str, float], cell: Cell, seeds: list[int]) -> TwoLevel:
-        values = np.zeros(len(seeds))
-        above, below, placed = np.zeros(()), np.zeros(()), None
-        for arm, weight in weights.items():
-            if self._scored:
-                whole, order = self._placements(arm, cell)
-                placed = whole.of_seeds([order.index(seed) for seed in seeds])
-                above = above + weight * placed.above.mean(axis=0)
-                below = below + weight * placed.below.mean(axis=0)
-                values += weight * placed.auroc
-            else:
+        values, n, over_patients = np.zeros(len(seeds)), len(seeds), 0.0
+        if self._scored:
+            placed = {arm: self._placements(arm, cell, seeds) for arm in weights}
+            any_one = next(iter(placed.values()))
+            above, below = np.zeros(any_one.above.shape[1]), np.zeros(any_one.below.shape[1])
+            for arm, weight in weights.items():
+                values += weight * placed[arm].auroc
+                above += weight * placed[arm].above.mean(axis=0)
+                below += weight * placed[arm].below.mean(axis=0)
+            variance = placement_variance(any_one.labels, above, below, any_one.owner)
+            over_patients = max(variance, 0.0)  # rounding; NaN stays NaN
+        else:
+            for arm, weight in weights.items():
                 runs = self._by_seed(arm, cell)
                 values += weight * np.array([runs[seed].metrics[self.metric] for seed in seeds])
-        n = len(seeds)
         over_seeds = float(values.var(ddof=1)) / n if n > 1 else nan
-        over_patients = 0.0
-        if placed is not None:
-            variance = placement_variance(placed.labels, above, below, placed.owner)
-            over_patients = max(variance, 0.0)
         return TwoLevel(float(values.mean()), over_seeds, over_patients, n - 1)
 
-    def _placements(self, arm: str, cell: Cell) -> tuple[Placed, list[int]]:
+    def _placements(self, arm: str, cell: Cell, seeds: list[int]) -> Placed:
         if (arm, cell) not in self._placed:
-            runs = self._by_seed(arm, cell)
-            scores: list[Floats] = []
-            for one in runs.values():
-                frame = _in_order(one)
-                first = self._rows.setdefault(cell, frame)
-                _require_same(first, frame, one)
-                scores.append(frame["score"].to_numpy(np.float64))
-            rows = self._rows[cell]
-            patient: NDArray[np.str_] | None = None
-            if "patient" in rows and rows["patient"].duplicated().any():
-                patient = rows["patient"].to_numpy(np.str_)
-            placed = Placed.of(rows["y"].to_numpy(), scores, patient)
-            self._placed[arm, cell] = placed, list(runs)
-        return self._placed[arm, cell]
+            found = predictions_of(list(self._by_seed(arm, cell).values()))
+            if found is None:  # asked for only where all have them
+                raise RuntimeError(f"{arm} has lost its predictions; read the study again")
+            said = found[0]
+            require_same_rows(self._first.setdefault(cell, said), said)
+            placed = Placed.of(said.y, said.scores, said.groups)
+            self._placed[arm, cell] = placed, [int(seed) for seed in said.seeds]
+        placed, order = self._placed[arm, cell]
+        return placed.of_seeds([order.index(seed) for seed in seeds])
 
 
 def _combined(parts: Sequence[tuple[str, TwoLevel]]) -> TwoLevel:
@@ -245,21 +251,3 @@ def _combined(parts: Sequence[tuple[str, TwoLevel]]) -> TwoLevel:
         sum(sd**2 for sd in of_site.values()) / many**2,
         freedom,
     )
-
-
-def _in_order(one: Outcome) -> pd.DataFrame:
-    frame = one.predictions
-    if frame is None:
-        raise ValueError(f"{one.name} must have predictions, and has none. Yield them from train.")
-    ids = [name for name in ("patient", "row") if name in frame]
-    return frame.astype(dict.fromkeys(ids, str)).sort_values(ids).reset_index(drop=True)
-
-
-def _require_same(first: pd.DataFrame, other: pd.DataFrame, one: Outcome) -> None:
-    ids = [name for name in ("patient", "row", "y") if name in first]
-    if any(name not in other for name in ids) or not first[ids].equals(other[ids]):
-        raise ValueError(
-            f"arms must score the same rows of a split and site; {one.name} has {len(other)} rows "
-            f"where another training has {len(first)}, or other ids or labels. Let the split "
-            "depend on split_seed and site alone."
-        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from medkit.plot.style import interval
+from medkit.plot.style import counted, interval
 from medkit.record.results import Metric
 from medkit.study.contrast import Arm
 
@@ -46,7 +46,7 @@ class Effect:
         said = []
         for failed, how in ((self.failed_without, "without"), (self.failed_with, "with")):
             if failed:
-                said.append(f"{failed} trainings failed {how} it")
+                said.append(f"{counted(failed, 'training')} failed {how} it")
         if shown(self.wider, 1):
             ratio, how = self.wider, "without"
             if ratio.value < 1:
@@ -55,9 +55,10 @@ class Effect:
         if shown(self.gain, 0):
             more = self.gain.value > 0
             size = self.gain if more else _negative(self.gain)
-            more_than = " more than the two alone" if self.way == MORE else ""
-            what = "adds" if more else "costs"
-            said.append(f"it {what} {interval(size, '.3f')} {of}{more_than}")
+            form = ".3f" if size.value > 5e-4 else ".1g"
+            said.append(f"it {'raises' if more else 'lowers'} {of} by {interval(size, form)}")
+        if said and self.way == MORE:
+            said.append("beyond what the two do alone")
         if said:
             return f"{name}: {'; '.join(said)}."
         if self.gain.low is None and self.wider.low is None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from medkit.data.ehr import EHRDataModule
 from medkit.metrics.thresholds import choose
+from medkit.models.member import best_weight
 from medkit.models.member_metrics import of_members
 from medkit.models.stacked_loader import stacked
 from medkit.record.pseudonym import pseudonym
@@ -41,7 +42,7 @@ PRACTICES = (
     Practice("warm-up and cosine", on={"schedule": "cosine"}, off={"schedule": "constant"}),
     Practice("dropout", on={"dropout": 0.3}, off={"dropout": 0.0}),
     Practice("weight decay 1.0", on={"weight_decay": 1.0}, off={"weight_decay": 0.01}),
-    Practice("start as logistic regression", on={"start": "logistic"}, off={"start": "random"}),
+    Practice("logistic start", on={"start": "logistic"}, off={"start": "random"}),
     Practice(
         "balanced draws with their prior", on={"draws": "balanced, prior put back"}, used=False
     ),
@@ -104,8 +105,9 @@ def train(
 
     Curves are ``val/loss`` and ``val/auroc`` on the rows not trained on (each fold's own), and
     ``monitor/loss`` and ``monitor/auroc`` on the test rows, which nothing is chosen by: all arms
-    share those. Metrics are of the final weights: ``test/auroc``, ``test/auprc``, ``test/brier``,
-    ``test/loss`` and the same under ``val/``.
+    share those. They are of the weights as they are, neither the best epoch's nor weighed.
+    Metrics are the end's: ``test/auroc``, ``test/auprc``, ``test/brier``, ``test/loss`` and the
+    same under ``val/``.
     """
     settings, seeds = TableRecipe.of(recipe), list(seeds)
     parts = []
@@ -118,6 +120,8 @@ def train(
     dm = parts[0].dm
     y = {"val": torch.cat([part.dm.rows("val").y for part in parts]), "test": dm.rows("test").y}
     looks = len(parts[0].steps)
+    if settings.weigh and looks:
+        _weigh(parts, y["val"])
     found: list[dict[str, dict[str, Tensor]]] = []  # of each look, and last of the end
     for look in range(looks + 1):
         logits = {
@@ -133,6 +137,7 @@ def train(
             )
             for rows in y
             for name in ("loss", "auroc")
+            if looks
         }
         ends = {
             f"{rows}/{n}": values[at].item() for rows in y for n, values in found[-1][rows].items()
@@ -159,8 +164,8 @@ class _Fitted:
         self,
         dm: EHRDataModule,
         steps: NDArray[np.int64],
-        val: Sequence[Tensor],
-        test: Sequence[Tensor],
+        val: list[Tensor],
+        test: list[Tensor],
         weights: Sequence[bytes],
     ) -> None:
         self.dm, self.steps, self.val, self.test, self.weights = dm, steps, val, test, weights
@@ -194,6 +199,25 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
     weights = [row.numpy().tobytes() for row in members.net.rows().cpu()[:many]]
     val, test = ([*members.seen[part], ends[part]] for part in ("val", "test"))
     return _Fitted(dm, steps, [x[:many] for x in val], [x[:many] for x in test], weights)
+
+
+def _weigh(parts: Sequence[_Fitted], y: Tensor) -> None:
+    """Let rows not trained on say how far the nets may leave logistic regression, as fit_folds."""
+    starts = {
+        rows: [torch.as_tensor(part.dm.baseline.logits(part.dm.rows(rows).x)) for part in parts]
+        for rows in ("val", "test")
+    }
+    start = torch.cat(starts["val"]).numpy()
+    nets = torch.cat([part.val[-1] for part in parts], dim=1).double().numpy()
+    finite = [np.isfinite(net).all() for net in nets]
+    weights = [
+        best_weight(start, net, y.numpy()) if sound else 1.0
+        for net, sound in zip(nets, finite, strict=True)
+    ]
+    weight = torch.tensor(weights)[:, None]
+    for part, *own in zip(parts, starts["val"], starts["test"], strict=True):
+        for looks, begun in zip((part.val, part.test), own, strict=True):
+            looks[-1] = (begun + weight * (looks[-1].double() - begun)).float()
 
 
 def _logistic(dm: EHRDataModule, many: int) -> _Fitted:

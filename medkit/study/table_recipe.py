@@ -44,6 +44,7 @@ class TableRecipe:
         lr: Its highest rate; None: the optimizer's usual one.
         clip: Largest norm of each member's gradient; None: any.
         ema: Decay of an average of the weights; None: none.
+        weigh: Let validation rows say how much of what the net adds to logistic regression counts.
         best_epoch: Take the epoch of least validation loss, not the last.
         folds: A net for each of so many inner folds, averaged; 1: one net on the split.
         epochs: Of the fit.
@@ -67,6 +68,7 @@ class TableRecipe:
     lr: float | None = None
     clip: float | None = None
     ema: float | None = None
+    weigh: bool = True
     best_epoch: bool = False
     folds: int = 1
     epochs: int = 30

@@ -15,6 +15,7 @@ from medkit.metrics.stability import (
     crash_rate,
     jitter,
     late_spread,
+    paired_correlation,
     spread_ratio,
 )
 from medkit.metrics.stability_steps import steps_to_target
@@ -135,6 +136,43 @@ def test_the_ratio_of_two_spreads_has_the_f_interval() -> None:
     got = spread_ratio(a, b)
     want = [3 / math.sqrt(stats.f.ppf(p, 9, 19)) for p in (0.975, 0.025)]
     assert (got.value, *limits(got)) == pytest.approx((3, *want))
+
+
+def test_the_ratio_of_paired_spreads_is_the_interval_of_pitman_and_morgan() -> None:
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=15)
+    y = 0.5 * x + 0.2 * draw.normal(size=15)
+    got = spread_ratio(sd_over_seeds(x), sd_over_seeds(y), r=float(np.corrcoef(x, y)[0, 1]))
+    for limit in limits(got):  # there, x and y / limit have the same variance at p = 0.05
+        r = np.corrcoef(x + limit * y, x - limit * y)[0, 1]
+        assert stats.t.sf(abs(r) * math.sqrt(13 / (1 - r**2)), 13) == pytest.approx(0.025)
+    unpaired = spread_ratio(sd_over_seeds(x), sd_over_seeds(y))
+    assert limits(unpaired)[0] < limits(got)[0] < got.value < limits(got)[1] < limits(unpaired)[1]
+
+
+def test_what_acts_alike_on_all_seeds_has_a_ratio_without_doubt() -> None:
+    curves = np.random.default_rng(1).normal(1, 0.1, size=(6, 8))
+    assert paired_correlation(curves, curves, last=0.5) == pytest.approx(1)
+    assert paired_correlation(curves, 2 - curves, last=0.5) == pytest.approx(-1)
+    assert paired_correlation(curves, np.ones((6, 8)), last=0.5) == 0
+    band = convergence_band(curves)
+    assert limits(spread_ratio(band, band, r=1.0)) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_the_interval_of_a_paired_ratio_covers_the_true_one(shared: float) -> None:
+    draw, inside = np.random.default_rng(4), 0
+    for _ in range(1000):
+        both = draw.normal(size=(8, 1))
+        runs = [
+            1 + size * (shared * both + math.sqrt(1 - shared**2) * draw.normal(size=(8, 1)))
+            for size in (0.02, 0.01)
+        ]
+        a, b = (np.repeat(one, 4, axis=1) for one in runs)
+        r = paired_correlation(a, b, last=1)
+        low, high = limits(spread_ratio(convergence_band(a), convergence_band(b), r=r))
+        inside += low < 2 < high
+    assert 0.93 < inside / 1000 < 0.97
 
 
 def test_a_diverged_run_makes_its_side_of_a_ratio_infinitely_wide() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import logit
 from torch import Tensor
 
 from medkit.study import table_practices
@@ -15,7 +16,7 @@ from medkit.study.table_practices import PRACTICES, table_ablation, train
 from medkit.study.table_recipe import TableRecipe
 from medkit.synth.ehr import contract_yaml, make_hospitals
 
-SMALL: dict[str, Any] = {"epochs": 2, "looks": 3}
+SMALL: dict[str, Any] = {"epochs": 2, "looks": 3, "weigh": False}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,19 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for(table: dict[str, Any]) -
     assert last.metrics["val/loss"] == last.curves["val/loss"][-1]
     assert best.metrics["val/loss"] == best.curves["val/loss"].min()
     assert best.metrics["val/loss"] < last.metrics["val/loss"]
+
+
+def test_validation_rows_weigh_what_the_net_adds_to_logistic_regression(
+    table: dict[str, Any],
+) -> None:
+    net, weighed = (end(table, epochs=8, lr=0.02, weigh=yes)[0] for yes in (False, True))
+    start = end(table, model="logistic")[0]
+    added, kept = (logit(scores(one)) - logit(scores(start)) for one in (net, weighed))
+    share = kept @ added / (added @ added)
+    assert 0 <= share < 0.9
+    assert kept == pytest.approx(share * added, abs=1e-4)
+    assert weighed.metrics["val/loss"] <= min(net.metrics["val/loss"], start.metrics["val/loss"])
+    assert np.array_equal(net.curves["val/loss"], weighed.curves["val/loss"])
 
 
 def test_folds_are_averaged_and_validated_each_on_its_own_rows(table: dict[str, Any]) -> None:
