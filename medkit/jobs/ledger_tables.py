@@ -1,16 +1,68 @@
-"""What the ledger says of the data: breaches of the contract and leaks, grouped for a reader."""
+"""What the ledger says, for a reader: interventions, breaches of the contract, leaks."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 MAX_BREACHES = 40  # rows shown; the ledger has the rest
+MAX_ROWS = 40  # rows set aside that are shown
 MAX_EVIDENCE = 300  # characters of one finding's numbers
+_SET_ASIDE = re.compile(r"rows? set aside")
 _SEVERITIES = ("leak", "suspicious", "note")
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """How often the kit stepped in, and whom it left out.
+
+    Attributes:
+        totals: ``(event, action, times, rows, epochs)``, in the order of their first time; rows are
+            different ones, empty where none is named, and epochs from the first to the last.
+        times: All of them.
+        aside: ``(row, why, where)`` of the rows that were set aside, by their pseudonyms.
+        more: Rows set aside that are not shown.
+    """
+
+    totals: tuple[tuple[str, str, str, str, str], ...]
+    times: int
+    aside: tuple[tuple[str, str, str], ...]
+    more: int
+
+
+def interventions(lines: Iterable[Mapping[str, Any]]) -> Interventions:
+    """Count what was done by event and action, and list the rows that were set aside."""
+    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    aside: dict[str, tuple[str, str, str]] = {}
+    for line in lines:
+        grouped.setdefault((str(line.get("event", "")), str(line.get("action", ""))), []).append(
+            line
+        )
+        if _SET_ASIDE.match(str(line.get("action", ""))):
+            for row in map(str, line.get("rows", ())):
+                why = f"{line.get('event', '')}: {line.get('detail', '')}"
+                aside.setdefault(row, (row, why, _place(line)))
+    totals = []
+    for (event, action), those in grouped.items():
+        # a contract's lines name the first few rows of a table by their number
+        rows = {str(row) for line in those if "facts" not in line for row in line.get("rows", ())}
+        epochs = [int(line["epoch"]) for line in those if line.get("epoch") is not None]
+        span = "" if not epochs else f"{min(epochs)}"
+        span += f" to {max(epochs)}" if epochs and max(epochs) > min(epochs) else ""
+        totals.append((event, action, f"{len(those):,}", f"{len(rows):,}" if rows else "", span))
+    shown = tuple(aside.values())
+    times = sum(map(len, grouped.values()))
+    return Interventions(tuple(totals), times, shown[:MAX_ROWS], len(shown[MAX_ROWS:]))
+
+
+def _place(line: Mapping[str, Any]) -> str:
+    if line.get("epoch") is None:
+        return "before the first step"
+    return f"epoch {line['epoch']}, batch {line.get('batch')}"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from medkit.jobs.ledger_tables import breaches, findings
+from medkit.jobs.ledger_tables import breaches, findings, interventions
 from medkit.jobs.tables import comparisons, metric_rows
 from medkit.record.files import write_text
 from medkit.record.folder import RunFolder
@@ -62,7 +61,7 @@ def write_report(run: RunFolder) -> Path:
         broken=breaches(lines, agreed=False),
         agreed=breaches(lines, agreed=True),
         parameters=[(n, json.dumps(v)) for n, v in facts.get("parameters", {}).items()],
-        ledger=_counted(lines),
+        ledger=interventions(lines),
         facts=[(name, _said(facts[name])) for name in _FACTS if facts.get(name)],
         cells=Markup(cells),  # nbconvert has escaped what is text
         css=Markup((here / "report.css").read_text(encoding="utf-8") + styles),
@@ -117,11 +116,6 @@ def _metrics(run: RunFolder) -> dict[str, Metric]:
 
 def _lines(run: RunFolder) -> list[dict[str, Any]]:
     return run.ledger.read() if run.ledger.path.is_file() else []
-
-
-def _counted(lines: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
-    count = Counter((str(li.get("event", "")), str(li.get("action", ""))) for li in lines)
-    return [(event, action, times) for (event, action), times in sorted(count.items())]
 
 
 def _said(value: Any) -> str:

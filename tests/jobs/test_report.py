@@ -205,3 +205,26 @@ def test_a_run_without_tables_has_no_word_of_contracts_leaks_or_rivals(run: RunF
     said = head_of(run)
     for word in ("contract", "leak", "minus"):
         assert word not in said
+
+
+def test_interventions_and_rows_set_aside_are_in_the_report(run: RunFolder) -> None:
+    place = {"stage": "fit", "epoch": 1, "batch": 7, "step": 20}
+    run.ledger.append("loss spike", action="step skipped", **place, rows=["a1b2"])
+    run.ledger.append(
+        "unreadable sample",
+        action="row set aside, redrawn",
+        **place,
+        rows=["c3<d4"],
+        detail="OSError in load",
+    )
+    head = head_of(run)
+    assert "Ledger: 2 interventions" in head
+    assert "loss spike step skipped 1 1 1" in head
+    assert "Rows set aside: 1" in head
+    assert "c3<d4 unreadable sample: OSError in load epoch 1, batch 7" in head
+
+
+def test_a_run_that_nothing_was_done_to_has_no_ledger_in_its_report(run: RunFolder) -> None:
+    head = head_of(run)
+    assert "Ledger" not in head
+    assert "set aside" not in head
