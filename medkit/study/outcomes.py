@@ -19,8 +19,13 @@ OUTCOME_NAME = "outcome.json"
 CURVES_NAME = "curves.npz"
 PREDICTIONS_NAME = "predictions.parquet"
 STATES = ("done", "failed")
+_COLUMNS = ["patient", "y", "score"]
 
 Ints = NDArray[np.int64]
+
+
+class OutcomeError(ValueError):
+    """What a training has left is not an outcome: its code is at fault, not the training."""
 
 
 def _no_steps() -> Ints:
@@ -76,22 +81,29 @@ class Outcome:
     weights_sha256: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what could not be read as the curves of one training.
+        """Refuse what could not be read as what one training left.
 
         Raises:
-            ValueError: For curves of another length than the steps, or another status.
+            OutcomeError: For curves of another length than the steps, predictions without their
+                columns, or another status.
         """
         object.__setattr__(self, "steps", np.asarray(self.steps, np.int64))
         curves = {name: np.asarray(c, np.float64) for name, c in self.curves.items()}
         object.__setattr__(self, "curves", curves)
         wrong = {name: c.shape for name, c in curves.items() if c.shape != self.steps.shape}
         if wrong or self.steps.ndim != 1:
-            raise ValueError(
+            raise OutcomeError(
                 f"each curve must have one value per step, {self.steps.shape}; got {wrong}. "
                 "Measure all curves at the same steps, and put NaN where one was not measured."
             )
+        found = list(self.predictions.columns) if self.predictions is not None else _COLUMNS
+        if not {"y", "score"} <= set(found) or not {"patient", "row"} & set(found):
+            raise OutcomeError(
+                "predictions must have the columns patient (or row), y and score, one row per test "
+                f"row; found {found}. Rename its columns so; site may be there too."
+            )
         if self.status not in STATES:
-            raise ValueError(
+            raise OutcomeError(
                 f"status must be one of {STATES}, got {self.status!r}. A training that was stopped "
                 "from outside has no outcome yet: do not yield it."
             )

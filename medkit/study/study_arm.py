@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import nan
 
 import numpy as np
@@ -135,7 +136,10 @@ def curves_of(runs: Sequence[Outcome], name: str) -> tuple[Ints, Floats] | None:
     return steps, table
 
 
-def predictions_of(runs: Sequence[Outcome]) -> tuple[Predictions, list[float | None]] | None:
+@lru_cache(
+    maxsize=4
+)  # several lines ask for the same cell, and putting rows in order takes a while
+def predictions_of(runs: tuple[Outcome, ...]) -> tuple[Predictions, list[float | None]] | None:
     """Return what the trainings that did not fail say of the same rows, and their thresholds.
 
     None where fewer than one says anything, or not all do.

@@ -18,7 +18,7 @@ from typing import Any
 from medkit.jobs import watch
 from medkit.record.attempts import used_cpu_s
 from medkit.record.files import read_json
-from medkit.study.outcomes import OUTCOME_NAME, Outcome
+from medkit.study.outcomes import OUTCOME_NAME, Outcome, OutcomeError
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Train = Callable[[Any, Sequence[int], int, str], Iterable[Outcome]]
 """``train(recipe, seeds, split_seed, site)`` yields one Outcome per seed, in any order."""
 
 
-class TrainError(ValueError):
+class TrainError(OutcomeError):
     """The function that trains is not what a study can use."""
 
 
@@ -105,7 +105,7 @@ def train_job(
     alone have failed. They are stored too, and stay in the count.
 
     Raises:
-        TrainError: Where ``train`` does not yield one Outcome for each of its seeds.
+        OutcomeError: Where ``train`` does not yield one Outcome for each of its seeds.
     """
     left = list(job.seeds)
     before = used_cpu_s()
@@ -126,7 +126,7 @@ def train_job(
     while not died:
         try:
             outcome = next(found, None)
-        except TrainError:
+        except OutcomeError:
             raise
         except Exception as error:  # any: a training that died is stored, named and counted
             _log.warning("%s raised", job.name, exc_info=True)
@@ -173,7 +173,7 @@ def main(words: Sequence[str]) -> int:
         train = getattr(importlib.import_module(module), name)
         job = Job(**said | {"seeds": tuple(said["seeds"])})
         train_job(study, job, read_json(study / STUDY_NAME)["recipes"][job.recipe], train)
-    except (TrainError, ImportError, AttributeError) as error:
+    except (OutcomeError, ImportError, AttributeError) as error:
         _log.error("%s: %s", type(error).__name__, error)
         return NOT_AS_ASKED
     return 0

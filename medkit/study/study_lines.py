@@ -162,7 +162,7 @@ def _ends(arm: Arm) -> Iterator[Line]:
 def _learnt(arm: Arm, linear: Arm | None) -> Iterator[Line]:
     """Compare with the logistic regression: no spread and nothing learned is not stability."""
     mine, split = predictions_of(arm.main), arm.main[0].split_seed
-    beside = [run for run in linear.runs if run.split_seed == split] if linear else []
+    beside = tuple(run for run in linear.runs if run.split_seed == split) if linear else ()
     its = predictions_of(beside)
     if mine is None or its is None:
         return
@@ -194,13 +194,15 @@ def _ensemble(arm: Arm, settings: ReportSettings) -> Iterator[Line]:
     groups = len(said.scores) // k
     scores = said.scores[: groups * k].reshape(groups, k, -1).mean(axis=1)
     values = np.array([auroc(said.y, score).value for score in scores])
-    group, varied = f"mean of {k} members", settings.chance
-    mean = mean_over_seeds(values)
-    yield Line(group, "AUROC", honest(mean, groups), varied)
-    yield Line(group, "sd", _sd([values]), varied)
+    group = f"mean of {k} members"
     flags = [flags_at(scores, rate=settings.flag_rate)]
     name = f"at {how(None, settings.flag_rate)}"
-    yield Line(group, f"decisions flipped, {name}", _flips(flags, name), varied)
+    for what, metric in (
+        ("AUROC", mean_over_seeds(values)),
+        ("sd", sd_over_seeds(values)),
+        (f"decisions flipped, {name}", flip_rate(flags, name)),
+    ):
+        yield Line(group, what, honest(metric, groups, of="such ensembles"), settings.chance)
 
 
 def _sd(cells: Sequence[Floats]) -> Metric:
@@ -211,7 +213,9 @@ def _flips(flags: Sequence[Flags], name: str) -> Metric:
     return honest(flip_rate(flags, name), sum(len(one) for one in flags))
 
 
-def _flags(cells: Iterable[Sequence[Outcome]], settings: ReportSettings) -> dict[str, list[Flags]]:
+def _flags(
+    cells: Iterable[tuple[Outcome, ...]], settings: ReportSettings
+) -> dict[str, list[Flags]]:
     """Return who is flagged, cell by cell: at each training's own threshold, at a common rate."""
     said = [predictions_of(runs) for runs in cells]
     whole = [one for one in said if one is not None and len(one[0].scores) > 1]

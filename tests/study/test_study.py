@@ -21,7 +21,7 @@ import pytest
 
 from medkit.record.folder import RunFolder
 from medkit.record.results import write_metrics
-from medkit.study.outcomes import Outcome
+from medkit.study.outcomes import Outcome, OutcomeError
 from medkit.study.study import Study
 from medkit.study.study_job import TrainError
 
@@ -60,6 +60,9 @@ def one(recipe, seed, split_seed, site):
 def train(recipe, seeds, split_seed, site):
     for seed in seeds:
         yield one(recipe, seed, split_seed, site)
+
+def nonsense(recipe, seeds, split_seed, site):
+    yield "nonsense"
 
 def stacked(recipe, seeds, split_seed, site):
     (HERE / "asked").write_text(str(list(seeds)))
@@ -389,11 +392,25 @@ def test_a_study_that_could_not_run_is_refused(
         (lambda *_: ["done"], "it yielded 'done'"),
         (lambda *_: [Outcome(seed=0)], r"it ended without \[1\]"),
         (lambda *_: None, "must return or yield Outcomes, got NoneType"),
+        (lambda *_: [Outcome(seed=0, predictions=pd.DataFrame({"y": [1]}))], r"found \['y'\]"),
     ],
 )
-def test_what_train_must_yield_is_said(tmp_path: Path, train: Any, message: str) -> None:
-    with pytest.raises(TrainError, match=message):
-        Study(tmp_path / "study", {"a": {}}, seeds=[0, 1]).run(train)
+def test_what_train_must_yield_is_said_and_no_failure_of_a_training(
+    tmp_path: Path, train: Any, message: str
+) -> None:
+    study = Study(tmp_path / "study", {"a": {}}, seeds=[0, 1])
+    with pytest.raises(OutcomeError, match=message):
+        study.run(train)
+    assert not [one for one in study.outcomes if one.status == "failed"]
+
+
+def test_a_process_whose_train_yields_nonsense_says_so(
+    training: ModuleType, tmp_path: Path
+) -> None:
+    study = Study(tmp_path / "study", {"a": {}}, seeds=[0])
+    with pytest.raises(TrainError, match="it yielded 'nonsense'"):
+        study.run(training.nonsense, jobs=2)
+    assert study.outcomes == []
 
 
 def test_processes_need_a_train_that_can_be_imported(tmp_path: Path) -> None:
