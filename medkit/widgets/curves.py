@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medkit.plot import COLORS
+from medkit.widgets.marks import Mark, draw_marks
 
 MAX_POINTS = 400  # of one line: more than a screen shows, little in a checkpoint
 MAX_PANELS = 3  # beside the loss
@@ -60,12 +61,17 @@ class History:
         batches: Training loss, batch by batch.
         epochs: Mean of the batches' losses, epoch by epoch.
         logged: Name -> line, such as ``val/auroc``.
+        members: Name -> a line for each member of a stack of nets that are trained together.
+        marks: What guards and schedules did.
     """
 
     def __init__(self) -> None:
         self.batches = Thinned()
         self.epochs = Thinned()
         self.logged: dict[str, Thinned] = {}
+        # not in the state: the module and the guards keep them
+        self.members: dict[str, list[Thinned]] = {}
+        self.marks: list[Mark] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add what was logged at an optimizer step; a second value for a step is passed over."""
@@ -107,8 +113,7 @@ def draw(
         title: Above all panels.
     """
     if metrics is None:
-        found = [n for n in history.logged if n.startswith("val/") and n != "val/loss"]
-        metrics = found[:MAX_PANELS]
+        metrics = panels_for(history.logged)
     widths = [1.6] + [1.0] * len(metrics)
     # not by pyplot, which would keep the figure and show it twice
     figure = Figure(figsize=(2.4 * sum(widths), 2.6), layout="constrained")
@@ -116,21 +121,45 @@ def draw(
     _draw_loss(panels[0], history, loss_label)
     for panel, name, color in zip(panels[1:], metrics, cycle(COLORS[2:]), strict=False):
         _draw_metric(panel, history, name, color)
+    finish(figure, panels, history.marks, title)
+    return figure
+
+
+def panels_for(names: Iterable[str]) -> list[str]:
+    """Return the first few ``val/`` metrics that are no loss, and of a stack its members' means."""
+    found = [name for name in names if name.startswith("val/")]
+    beside = {f"{name}_{what}" for name in found for what in ("sd", "ensemble")}
+    return [name for name in found if name != "val/loss" and name not in beside][:MAX_PANELS]
+
+
+def finish(figure: Figure, panels: Sequence[Axes], marks: Sequence[Mark], title: str) -> None:
+    """Draw marks, name the axes and set the title."""
     for panel in panels:
         panel.set_xlabel("optimizer step")
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.spines[["top", "right"]].set_visible(False)
         panel.title.set_fontsize("medium")
         panel.margins(x=0.02)
+    handles = draw_marks(panels[0], marks)
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=len(handles),
+            frameon=False,
+            fontsize="small",
+            handletextpad=0.2,
+            columnspacing=1.2,
+        )
     if title:
         figure.suptitle(title, fontsize="medium", x=0.01, ha="left")
-    return figure
 
 
 def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
     batches = history.batches
     each = "each batch" if batches.stride == 1 else f"means of {batches.stride} batches"
     panel.plot(batches.x, batches.y, color=COLORS[0], linewidth=0.7, alpha=0.35, label=each)
+    _draw_members(panel, history, "val/loss", COLORS[1])
     lines = (
         ("mean of the epoch", history.epochs, COLORS[0], "-"),
         ("val/loss", history.logged.get("val/loss", Thinned()), COLORS[1], "o--"),
@@ -147,10 +176,27 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
 
 def _draw_metric(panel: Axes, history: History, name: str, color: str) -> None:
     line = history.logged.get(name, Thinned())
+    values = [*line.y, *_draw_members(panel, history, name, color)]
     panel.plot(line.x, line.y, "o-", color=color, markersize=_marker_size(line))
     last = f" {line.y[-1]:#.3g}" if line.y else ""
-    panel.set_title(name + last)
-    _keep_noise_small(panel, line.y)
+    members = len(history.members.get(name, ()))
+    panel.set_title(f"{name}{last}{f', mean of {members}' if members else ''}")
+    _keep_noise_small(panel, values)
+
+
+def _draw_members(panel: Axes, history: History, name: str, color: str) -> list[float]:
+    """Draw each member thinly and the ensemble in black; return the values."""
+    members, values = history.members.get(name, []), list[float]()
+    for member in members:
+        panel.plot(member.x, member.y, color=color, linewidth=0.6, alpha=0.45)
+        values += member.y
+    together = history.logged.get(f"{name}_ensemble")
+    if members and together is not None:
+        panel.plot(together.x, together.y, "--", color="black", linewidth=1.2, label="ensemble")
+        values += together.y
+        if name != "val/loss":  # whose panel has a legend
+            panel.legend(frameon=False, fontsize="small")
+    return values
 
 
 def _marker_size(line: Thinned) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
@@ -14,7 +15,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from medkit.widgets.curves import History, draw
+from medkit.models.seed_ensemble import SeedEnsemble
+from medkit.widgets.curves import History, Thinned, draw
+from medkit.widgets.fan import members_of
+from medkit.widgets.marks import marks, said
 
 _FOLD = 64  # losses are fetched from the device this many at a time
 _DPI = 110
@@ -26,6 +30,10 @@ class TrainingMonitor(pl.Callback):
     In JupyterLab widgets follow the training and give way to a picture at its end, so that a saved
     notebook holds no widget. Under ``medkit run``, and where ipywidgets is not installed, there is
     one picture at the end; outside a notebook there is none, but :meth:`figure` draws it.
+
+    What guards and schedules beside it have done is marked below the loss, at its step, with a
+    legend; of a :class:`~medkit.models.seed_ensemble.SeedEnsemble` every member is drawn. For
+    trainings that are over, and several at once, there is :func:`medkit.widgets.fan.fan`.
 
     It only looks: the weights have the same bits with and without it. Its lines are kept in resume
     points, so the picture of a resumed training is whole.
@@ -50,9 +58,10 @@ class TrainingMonitor(pl.Callback):
         self.history = History()
         self.drawings = 0
         self._pending: list[tuple[int, Tensor]] = []  # losses still on the device
-        self._accumulated = 1
+        self._scale = 1.0  # of the losses
         self._epoch: list[float] = []  # losses of the running epoch
         self._view: _View | None = None
+        self._trainer: pl.Trainer | None = None
         self._next = 0.0
         self._began = 0.0
 
@@ -63,6 +72,7 @@ class TrainingMonitor(pl.Callback):
     def figure(self, *, title: str = "") -> Figure:
         """Draw what has been seen so far."""
         self._fold()
+        self._look_around()
         return draw(self.history, metrics=self.metrics, loss_label=self.loss_label, title=title)
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,10 +85,17 @@ class TrainingMonitor(pl.Callback):
         self.history.load(state_dict["history"])
         self._epoch = list(state_dict["epoch"])
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Remember whose guards and members to draw."""
+        if stage == "fit":
+            self._trainer = trainer
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the widgets where there is somebody to see them."""
         automatic = pl_module.automatic_optimization
-        self._accumulated = trainer.accumulate_grad_batches if automatic else 1
+        self._scale = float(trainer.accumulate_grad_batches if automatic else 1)
+        if isinstance(pl_module, SeedEnsemble):  # whose loss is the sum of its members'
+            self._scale /= len(pl_module.seeds)
         self._began = time.monotonic()
         self._next = self._began + self.every_s
         if trainer.is_global_zero and self._view is None and surroundings() == "live":
@@ -105,7 +122,9 @@ class TrainingMonitor(pl.Callback):
         """Note the epoch's mean loss."""
         self._fold()
         if self._epoch:
-            self.history.epochs.add(trainer.global_step, sum(self._epoch) / len(self._epoch))
+            # a loss that is no number belongs to a skipped step, or shows in the batches' line
+            finite = [loss for loss in self._epoch if math.isfinite(loss)] or self._epoch
+            self.history.epochs.add(trainer.global_step, sum(finite) / len(finite))
             self._epoch = []
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,16 +151,31 @@ class TrainingMonitor(pl.Callback):
             return
         losses = torch.stack([loss for _, loss in self._pending]).float().tolist()
         # Lightning hands out the loss divided by the number of accumulated batches
-        losses = [loss * self._accumulated for loss in losses]
+        losses = [loss * self._scale for loss in losses]
         for (step, _), loss in zip(self._pending, losses, strict=True):
             self.history.batches.add(step, loss)
         self._epoch += losses
         self._pending = []
 
+    def _look_around(self) -> None:
+        """Take in what guards and schedules have done, and the curves of a stack's members."""
+        trainer = self._trainer
+        if trainer is None:
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        kept = [getattr(callback, "events", None) for callback in callbacks]
+        self.history.marks = marks(
+            line for events in kept if isinstance(events, list) for line in events
+        )
+        module = trainer.lightning_module
+        if isinstance(module, SeedEnsemble):
+            steps = self.history.logged.get("val/loss", Thinned()).x
+            self.history.members = members_of(module, steps=steps[-1] if steps else 0)
+
     def _show(self, trainer: pl.Trainer) -> None:
         start = time.monotonic()
         if self._view is not None:
-            self._view.update(self._png(), _said(trainer, self.history, start - self._began))
+            self._view.update(self._png(), _status(trainer, self.history, start - self._began))
         end = time.monotonic()
         self._next = end + max(self.every_s, 9 * (end - start))
 
@@ -211,12 +245,13 @@ def _leave_picture(png: bytes, view: _View | None) -> None:
     view.close()
 
 
-def _said(trainer: pl.Trainer, history: History, elapsed_s: float) -> tuple[float, str]:
+def _status(trainer: pl.Trainer, history: History, elapsed_s: float) -> tuple[float, str]:
     """Return the share that is done, and a line of text."""
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     parts = [f"epoch {trainer.current_epoch + 1} of {epochs}", f"step {trainer.global_step}"]
     parts += [f"{name} {line.y[-1]:#.3g}" for name, line in history.logged.items() if line.y][:4]
+    parts += said(history.marks)
     share = 0.0
     if epochs and epochs > 0 and batches != float("inf"):
         share = min(1.0, (trainer.current_epoch + done / max(1, batches)) / epochs)

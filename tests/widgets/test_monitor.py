@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from medkit.callbacks.augmentation_schedule import AugmentationSchedule, Ramp
+from medkit.models.stacked_loader import stacked
 from medkit.trainer import keyed, stable_trainer, start_run, weights_digest
 from medkit.widgets import monitor as monitors
 from medkit.widgets.monitor import TrainingMonitor
+from tests.models.test_seed_ensemble import Small, ensemble
 
 STEPS = 12  # in 3 epochs
 
@@ -66,10 +69,16 @@ def loader(**options: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(x), batch_size=2, **options)
 
 
-def fit(folder: Path, *callbacks: pl.Callback, end: str | None = None, **options: Any) -> Net:
+def fit(
+    folder: Path,
+    *callbacks: pl.Callback,
+    end: str | None = None,
+    net: Callable[[], Net] = Net,
+    **options: Any,
+) -> Net:
     run = start_run(folder, seed=3)
     with run.init("fit"):
-        net = Net()
+        lit = net()
     trainer = stable_trainer(
         run,
         max_epochs=3,
@@ -79,9 +88,9 @@ def fit(folder: Path, *callbacks: pl.Callback, end: str | None = None, **options
         enable_progress_bar=False,
         **options,
     )
-    trainer.fit(net, keyed(loader(shuffle=True)), loader(), ckpt_path=run.resume("fit"))
+    trainer.fit(lit, keyed(loader(shuffle=True)), loader(), ckpt_path=run.resume("fit"))
     run.finish(end)
-    return net
+    return lit
 
 
 @pytest.fixture
@@ -158,6 +167,63 @@ def test_the_lines_of_a_resumed_training_are_whole(tmp_path: Path, step: int) ->
         fit(tmp_path / "cut", TrainingMonitor(), StopAt(step))
     fit(tmp_path / "cut", resumed)
     assert resumed.history.state() == whole.history.state()
+
+
+class Spiking(Net):
+    """Its loss is no number at one place."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        bad = (self.trainer.current_epoch, batch_idx) == (1, 2)
+        return loss * (float("nan") if bad else 1.0)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_a_guard_did_is_marked_also_over_a_resume(tmp_path: Path, cut: bool) -> None:
+    monitor = TrainingMonitor()
+    if cut:
+        with pytest.raises(RuntimeError, match="stopped here"):
+            fit(tmp_path / "run", TrainingMonitor(), StopAt(8), net=Spiking, spike_guard=True)
+    fit(tmp_path / "run", monitor, net=Spiking, spike_guard=True)
+    (legend,) = monitor.figure().legends
+    assert legend.get_texts()[0].get_text() == "1 step skipped"
+    assert [mark.step for mark in monitor.history.marks] == [6]
+    assert all(np.isfinite(monitor.history.epochs.y))  # of the steps that were taken
+
+
+def test_a_schedule_of_the_augmentation_is_marked_with_its_strengths(tmp_path: Path) -> None:
+    class Augmented(Net):
+        strength = 0.0
+
+    monitor = TrainingMonitor()
+    fit(tmp_path / "run", monitor, AugmentationSchedule(Ramp(2)), net=Augmented)
+    panel = monitor.figure().axes[0]
+    assert [text.get_text() for text in panel.texts] == ["0", "0.5", "1"]
+
+
+def test_each_member_of_a_stack_is_drawn_and_its_loss_is_their_mean(tmp_path: Path) -> None:
+    seeds, monitor = (0, 1, 2), TrainingMonitor()
+    run = start_run(tmp_path / "run", seed=0)
+    lit = ensemble("mlp", seeds)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False}
+    trainer = stable_trainer(run, max_epochs=2, callbacks=[monitor], **quiet)
+    trainer.fit(lit, stacked(keyed(Small()), seeds))
+    run.finish()
+    assert monitor.history.epochs.y[-1] == pytest.approx(
+        float(trainer.callback_metrics["train/loss"]), rel=0.05
+    )
+    figure = monitor.figure()
+    assert [ax.get_title().split()[0] for ax in figure.axes[1:]] == [
+        "val/auroc",
+        "val/auprc",
+        "val/brier",
+    ]
+    table = lit.table()
+    thin = [line for line in figure.axes[1].get_lines() if line.get_linewidth() < 1]
+    assert [list(line.get_ydata()) for line in thin] == [
+        table[table["seed"] == seed]["auroc"].tolist() for seed in seeds
+    ]
+    assert figure.axes[1].get_legend().get_texts()[0].get_text() == "ensemble"
 
 
 def test_outside_a_notebook_nothing_is_drawn(tmp_path: Path) -> None:
