@@ -99,13 +99,11 @@ def stack(rows: Batch, seeds: int, dropout: str = "") -> float:
             if dropout:
                 place = (epoch, number, 0, 0)
                 drawn = masks.draw(BATCH, *place, padded=BATCH, device=rows.x.device)
-            each = F.binary_cross_entropy_with_logits(
-                net(batch.x, drawn), batch.y.float(), reduction="none"
-            )
+            loss = net.loss(batch.x, batch.y.float(), drawn)
             optimizer.zero_grad()
-            (each.sum() / BATCH).backward()
+            loss.backward()
             if dropout:
-                clip_each([p.grad for p in net.parameters()], CLIP)  # type: ignore[misc]
+                clip_each(net.gradients(), CLIP)
             optimizer.step()
     return _now(rows.x) - began
 

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -19,7 +18,8 @@ from medkit.models.masks import MemberMasks
 from medkit.models.member_metrics import NAMES, of_members
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
-from medkit.models.stacked import ALIGNED, StackedNet, filled_up
+from medkit.models.stacked import StackedNet, filled_up
+from medkit.models.stacked_layers import aligned
 
 # glibc gives freed memory of this size back to the system, and from then on keeps what is smaller:
 # a stack's activations would else be mapped anew at each step, which takes as long as the step
@@ -156,7 +156,8 @@ class SeedEnsemble(pl.LightningModule):
 
     def loss_terms(self, batch: Batch) -> tuple[Tensor, float]:
         """Return the sum of the members' losses without dropout, and the weight: rows a member."""
-        return self._losses(batch, []).sum(), float(batch.y.shape[1])
+        rows = batch.y.shape[1]
+        return self._loss(batch, ()) * rows, float(rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum over the members of their mean losses: each gets its own gradient.
@@ -173,18 +174,17 @@ class SeedEnsemble(pl.LightningModule):
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 attempt = getattr(callback, "attempt", attempt)
             place = (trainer.current_epoch, batch_idx, trainer.global_rank, attempt)
-            padded = rows + -rows % ALIGNED
-            masks = self._masks.draw(rows, *place, padded=padded, device=self.device)
-        losses = self._losses(batch, masks)
-        seen = losses.detach()
+            masks = self._masks.draw(rows, *place, padded=aligned(rows), device=self.device)
+        loss = self._loss(batch, masks)
+        seen = loss.detach() * rows
         self._train_sum = seen if self._train_sum is None else self._train_sum + seen
         self._train_weight += rows
-        return losses.sum() / rows
+        return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the mean over members of the epoch's mean training loss."""
         if self._train_sum is not None:
-            self.log("train/loss", (self._train_sum / self._train_weight).mean())
+            self.log("train/loss", self._train_sum / (self._train_weight * len(self.seeds)))
         self._train_sum, self._train_weight = None, 0.0
 
     def on_fit_start(self) -> None:
@@ -199,13 +199,12 @@ class SeedEnsemble(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each member's gradient by its own norm, or by value, as the Trainer is told."""
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         if not gradient_clip_val:
             return
         if gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.net.parameters(), gradient_clip_val)
         else:
-            clip_each(gradients, float(gradient_clip_val))
+            clip_each(self.net.gradients(), float(gradient_clip_val))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the validation rows."""
@@ -298,15 +297,8 @@ class SeedEnsemble(pl.LightningModule):
         self._train_sum = None if total is None else total.to(self.device)
         self._train_weight = saved["train_weight"]
 
-    def _losses(self, batch: Batch, masks: Sequence[Tensor]) -> Tensor:
-        """Return the sum of losses of each member, ``(S,)``."""
-        rows = batch.x.shape[-2]
-        logits = self.net(filled_up(batch.x), masks).float()
-        y = batch.y.float()
-        if logits.shape[1] != rows:
-            y = F.pad(y, (0, logits.shape[1] - rows))
-        each = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        return each[:, :rows].sum(1)
+    def _loss(self, batch: Batch, masks: Sequence[Tensor]) -> Tensor:
+        return self.net.loss(filled_up(batch.x), batch.y.float(), masks)
 
     def _report(self, stage: str) -> dict[str, Tensor] | None:
         """Log the metrics of the rows seen and return them; None in the sanity check."""
@@ -351,5 +343,7 @@ def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
     norms = [torch.linalg.vector_norm(gradient, dim=1) for gradient in gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     scale = (limit / (norm + 1e-6)).clamp_(max=1.0).unsqueeze(1)
+    if scale.device.type == "cpu" and float(scale.min()) == 1.0:
+        return
     for gradient in gradients:
         gradient.mul_(scale)

@@ -10,22 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medkit.models.stacked_layers import ALIGNED, Chain, aligned
 from medkit.models.tabular import PeriodicColumns, WarmMLP
 
-# Rows of a batch, and weights of a member, are filled up to a multiple of this. Vectorised loops
-# end in a scalar one whose exponentials differ in the last bit; thus a member's numbers are never
-# in it, and lie at the same place of a cache line, whatever its number and that of the others.
-ALIGNED = 32
-_LINE = 16  # numbers in a cache line
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Identity)
 
 
 class StackedNet(nn.Module):
     """Nets of linear layers for tables, trained as one: ``(S, B, F)`` to ``(S, B)``.
 
-    Each weight is a tensor ``(S, numbers)``, so an optimizer has as many tensors to go through as
-    for one net. Understood are ``nn.Sequential`` of linear layers, activations and dropout, and
-    the nets of ``medkit.models.tabular``.
+    Linear layers in a row share one flat parameter, so an optimizer has few tensors to go through.
+    Understood are ``nn.Sequential`` of linear layers, activations and dropout, and the nets of
+    ``medkit.models.tabular``.
 
     Args:
         nets: One a member, built alike; two at least, since the product of a stack of one is
@@ -44,43 +40,34 @@ class StackedNet(nn.Module):
             )
         solo = nets[0]
         _require_known(solo)
-        outputs = [layer.out_features for layer in solo.modules() if isinstance(layer, nn.Linear)]
-        if outputs[-1:] != [1]:
-            raise ValueError(
-                f"a stacked net ends in a linear layer of one logit, got {outputs[-1:] or 'none'}."
-                " Give the factory outputs=1."
-            )
-        self._transposed = {
-            f"{name}.weight".removeprefix(".")
-            for name, layer in solo.named_modules()
-            if isinstance(layer, nn.Linear)
-        }
+        self.members = len(nets)
         self._shapes = {name: value.shape for name, value in solo.named_parameters()}
-        for name, shape in self._shapes.items():  # a tensor a layer: gradients need not be joined
-            own = [self._stored(name, net.get_parameter(name)).flatten() for net in nets]
-            filled = F.pad(torch.stack(own).detach(), (0, -shape.numel() % ALIGNED))
-            self.register_parameter(_slash(name), nn.Parameter(filled))
-        self._sizes = [weight.shape[1] for weight in self._parameters.values()]  # type: ignore[union-attr]
         fitted = dict(solo.named_buffers())  # not drawn: the same in all members
         self._fitted = list(fitted)
         for name, value in fitted.items():
             self.register_buffer(_slash(name), value.clone())
-        self._numbers = {name: number for number, name in enumerate(self._shapes)}
-        self._views = [(sh.numel(), (-1, *self._stored_shape(n))) for n, sh in self._shapes.items()]
-        # looked up once: walking the layers at each step takes a fifth of the step
-        self._steps = list(self._plan(solo, ""))
+        self._chain_of: dict[str, Chain] = {}  # by weight
         self.dropouts: list[tuple[nn.Dropout, int]] = []  # with the width of what goes into each
-        width = 0
-        for kind, what in self._steps:
-            if kind == "linear":
-                width = self._views[what[0]][1][2]
-            elif kind == "mask":
-                self.dropouts.append((what, width))
-
-    @property
-    def members(self) -> int:
-        """How many nets."""
-        return len(next(self.parameters()))
+        # looked up once: walking the layers at each step takes a fifth of the step
+        self._steps: list[tuple[str, Any]] = []
+        for kind, what in self._plan(solo, ""):
+            self._append(kind, what)
+        chain = self._steps[-1][1] if self._steps else None
+        if not isinstance(chain, Chain) or not chain.ends_in_logit:
+            raise ValueError(
+                "a stacked net ends in a linear layer of one logit, with nothing behind it; found "
+                f"{list(solo.modules())[-1]}. Give the factory outputs=1."
+            )
+        self._last = chain
+        for name, shape in self._shapes.items():
+            if name not in self._chain_of:
+                size = self.members, aligned(shape.numel())
+                self.register_parameter(_slash(name), nn.Parameter(torch.zeros(size)))
+        for step in self._steps:
+            if isinstance(step[1], Chain):
+                step[1].make()
+        self._sizes = [self._block(name).shape[1] for name in self._shapes]
+        self.put(torch.stack([self._row_of(net) for net in nets]))
 
     def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
         """Return logits, ``(S, B)``.
@@ -90,38 +77,57 @@ class StackedNet(nn.Module):
                 of ``ALIGNED``, see :func:`filled_up`.
             masks: A factor per dropout layer, ``(S, B, width)``; none: nothing is dropped.
         """
-        drops = iter(masks)
-        w = [
-            weight[:, :numbers].view(shape)  # type: ignore[index]
-            for weight, (numbers, shape) in zip(self._parameters.values(), self._views, strict=True)
-        ]
+        x, start = self._through(self._steps, x, masks)
+        return (x if start is None else start + x).squeeze(2)
+
+    def loss(self, x: Tensor, y: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Return each member's mean cross-entropy, summed over the members.
+
+        Args:
+            x: As in ``forward``.
+            y: 0 or 1, float ``(S, b)``; rows of ``x`` from b on fill the batch up.
+            masks: As in ``forward``.
+        """
+        before = len(masks) - self._last.masks if masks else 0
+        x, start = self._through(self._steps[:-1], x, masks[:before])
+        return self._last.loss(x, start, y, masks[before:])
+
+    def _through(
+        self, steps: Sequence[tuple[str, Any]], x: Tensor, masks: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what comes out of some steps, and what is added to the logits."""
         x = x if x.dim() == 3 else x.expand(self.members, *x.shape)
-        start: Tensor | None = None
-        for kind, what in self._steps:
-            if kind == "linear":
-                x = _linear(x, w[what[0]], None if what[1] is None else w[what[1]])
-            elif kind == "relu":  # in place, as nothing before it looks at what it changes
-                x = x.relu_() if x.requires_grad else x.relu()
+        start, drops = None, iter(masks)
+        for kind, what in steps:
+            if kind == "chain":
+                x = what(x, [next(drops) for _ in range(what.masks)] if masks else ())
+            elif kind == "relu":
+                x = x.relu()
             elif kind == "mask":
-                mask = next(drops, None)
-                x = x if mask is None else x * mask
+                x = x * next(drops) if masks else x
             elif kind == "periodic":
-                x = _periodic(x, *(w[number] for number in what))
+                x = _periodic(x, *(self._weight(name) for name in what))
             elif kind == "start":
                 coef, intercept = (self.get_buffer(name) for name in what)
                 start = (x * coef).sum(2, keepdim=True) + intercept
             else:
                 x = what(x)
-        return (x if start is None else start + x).squeeze(2)
+        return x, start
 
     def rows(self) -> Tensor:
         """Return a copy of all weights, a member a row."""
-        return torch.cat([weight.detach() for weight in self.parameters()], dim=1)
+        return torch.cat([self._block(name).detach() for name in self._shapes], dim=1)
 
+    @torch.no_grad()
     def put(self, rows: Tensor) -> None:
         """Take weights as :meth:`rows` returned them."""
-        for weight, part in zip(self.parameters(), rows.split(self._sizes, 1), strict=True):
-            weight.data.copy_(part)
+        for name, part in zip(self._shapes, rows.split(self._sizes, 1), strict=True):
+            self._block(name).copy_(part)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradient of each weight: views, ``(S, numbers)``."""
+        found = [self._block(name, gradient=True) for name in self._shapes]
+        return [gradient for gradient in found if gradient is not None]
 
     def state_of(self, member: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return the ``state_dict`` of one member's net.
@@ -139,31 +145,76 @@ class StackedNet(nn.Module):
         }
         return state | {name: self.get_buffer(_slash(name)).clone() for name in self._fitted}
 
+    def _row_of(self, net: nn.Module) -> Tensor:
+        own = [self._stored(name, net.get_parameter(name)).flatten() for name in self._shapes]
+        return torch.cat(
+            [
+                F.pad(value.detach(), (0, size - len(value)))
+                for value, size in zip(own, self._sizes, strict=True)
+            ]
+        )
+
+    def _block(self, name: str, *, gradient: bool = False) -> Any:
+        """Return where members keep a weight: a view ``(S, numbers)``."""
+        chain = self._chain_of.get(name)
+        if chain is not None:
+            return chain.block(name, gradient=gradient)
+        weight = self.get_parameter(_slash(name))
+        return weight.grad if gradient else weight
+
+    def _weight(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        return self._block(name)[:, : shape.numel()].view(-1, *shape)
+
     def _stored(self, name: str, value: Tensor) -> Tensor:
         # inputs by outputs: the product for the gradient is then a third faster
-        return value.t() if name in self._transposed else value
+        return value.t() if name in self._chain_of and value.dim() == 2 else value
 
     def _stored_shape(self, name: str) -> torch.Size:
         shape = self._shapes[name]
-        return shape[::-1] if name in self._transposed else shape
+        return shape[::-1] if name in self._chain_of else shape
+
+    def _append(self, kind: str, what: Any) -> None:
+        """Take one more step; what follows a linear layer becomes a part of it where it can."""
+        chain = self._steps[-1][1] if self._steps and self._steps[-1][0] == "chain" else None
+        if kind == "linear":
+            name, layer = what
+            if chain is None:
+                chain = Chain(self.members)
+                self.add_module(f"chain{len(self._steps)}", chain)
+                self._steps.append(("chain", chain))
+            chain.add(name, layer)
+            for weight, _ in layer.named_parameters():
+                self._chain_of[_join(name, weight)] = chain
+            self._width = layer.out_features
+            return
+        if kind == "mask":
+            self.dropouts.append((what, self._width))
+        if chain is None or kind not in ("relu", "mask") or not chain.follow(kind):
+            self._steps.append((kind, what))
 
     def _plan(self, layer: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
-        """Yield what is done to a batch: a kind of step, with numbers of weights or the like."""
+        """Yield what is done to a batch: a kind of step, with layers or names of weights."""
         if isinstance(layer, nn.Sequential):
             for child, inner in zip(layer._modules, layer, strict=True):  # one used twice, twice
                 yield from self._plan(inner, _join(name, child))
         elif isinstance(layer, nn.Linear):
-            bias = self._numbers.get(_join(name, "bias"))
-            yield "linear", (self._numbers[_join(name, "weight")], bias)
+            if _join(name, "weight") not in self._shapes:
+                raise ValueError(
+                    f"a stacked net uses each linear layer once, found {layer} at {name!r} again. "
+                    "Train such a net once a seed, a process each: medkit sweep."
+                )
+            yield "linear", (name, layer)
         elif isinstance(layer, nn.Dropout):
             if layer.p > 0:
                 yield "mask", layer
         elif isinstance(layer, WarmMLP):  # the outermost: what it adds comes last
             yield "start", (_slash(name, "coef"), _slash(name, "intercept"))
             yield from self._plan(layer.residual, _join(name, "residual"))
+        elif isinstance(layer, nn.Identity):
+            return
         elif isinstance(layer, PeriodicColumns):
-            parts = ("frequency", "weight", "bias")
-            yield "periodic", [self._numbers[_join(name, part)] for part in parts]
+            yield "periodic", [_join(name, part) for part in ("frequency", "weight", "bias")]
         else:
             yield ("relu", None) if isinstance(layer, nn.ReLU) else ("call", layer)
 
@@ -172,18 +223,6 @@ def filled_up(batch: Tensor) -> Tensor:
     """Fill the rows of ``(..., B, F)`` up with zeros to a multiple of ``ALIGNED``."""
     missing = -batch.shape[-2] % ALIGNED
     return F.pad(batch, (0, 0, 0, missing)) if missing else batch
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.shape[2] == 1:  # a product with one column is a sum, and slow as a product
-        y = (x * weight.transpose(1, 2)).sum(2, keepdim=True)
-        return y if bias is None else y + bias.unsqueeze(1)
-    missing = -weight.shape[1] % (_LINE // math.gcd(_LINE, weight.shape[2]))
-    if missing:  # a member's gradient must begin at a cache line: how it is summed depends on that
-        x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, 0, 0, missing))
-    if bias is None:
-        return torch.bmm(x, weight)
-    return torch.baddbmm(bias.unsqueeze(1), x, weight)
 
 
 def _periodic(x: Tensor, frequency: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ class StackedLoader(TableLoader):
 
     def _gather(self, order: Tensor, start: int, stop: int) -> Iterator[Any]:  # type: ignore[override]
         at = order[:, start:stop].reshape(-1)
-        parts = [field.index_select(0, at) for field in self._fields]
-        yield alike(self._fields, [part.unflatten(0, (len(order), -1)) for part in parts])
+        shape = len(order), -1
+        parts = [field.index_select(0, at).view(*shape, *field.shape[1:]) for field in self._fields]
+        yield alike(self._fields, parts)
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
         order, size = self._whole_order(epoch, cycle), self._size

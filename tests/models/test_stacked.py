@@ -57,9 +57,64 @@ def test_nets_with_other_layers_are_trained_in_processes() -> None:
         StackedNet([cnn2d(), cnn2d()])
 
 
-def test_a_net_of_several_outputs_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one logit, got \[2\]"):
-        StackedNet([mlp(inputs=3, outputs=2) for _ in range(2)])
+@pytest.mark.parametrize("behind", [[nn.Linear(5, 2)], [nn.Linear(5, 1), nn.Sigmoid()]])
+def test_a_net_that_does_not_end_in_one_logit_is_refused(behind: list[nn.Module]) -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), *behind)
+    with pytest.raises(ValueError, match=r"ends in a linear layer of one logit.*outputs=1"):
+        StackedNet([net, net])
+
+
+def test_a_layer_used_twice_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match=r"each linear layer once.*at '2' again.*medkit sweep"):
+        StackedNet([nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 1))] * 2)
+
+
+@pytest.mark.parametrize("periodic", [None, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_a_stack_is_that_of_its_nets(periodic: int | None, masked: bool) -> None:
+    def net() -> nn.Module:
+        if periodic is None:
+            return mlp(inputs=3, hidden=(5, 4), dropout=0.3)
+        return warm_mlp(coef=[1.0, -2.0, 0.5], intercept=0.3, periodic=periodic, hidden=(5, 4))
+
+    nets, batch = [net() for _ in range(3)], rows()
+    for one in nets:
+        nn.init.normal_(
+            [layer for layer in one.modules() if isinstance(layer, nn.Linear)][-1].weight
+        )
+    stack, masks = StackedNet(nets), []
+    if masked:
+        masks = MemberMasks(SEEDS, stack.dropouts).draw(40, 1, 4, 0, 0, padded=64)
+    y = batch.y.float()
+    stack.loss(filled_up(batch.x.expand(3, -1, -1)), y.expand(3, -1), masks).backward()
+    own = []
+    for seed, one in zip(SEEDS, nets, strict=True):
+        one.train(masked)
+        keyed.set_globals(keyed.seed_of(seed, "step", 1, 4, 0, 0))
+        F.binary_cross_entropy_with_logits(one(batch.x)[:, 0], y).backward()
+        own.append({name: value.grad for name, value in one.named_parameters()})
+    row = torch.cat(stack.gradients(), dim=1)
+    for number, gradients in enumerate(own):
+        together = stack.state_of(number, row)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_several_batches_add_up() -> None:
+    stack, batch = StackedNet([mlp(inputs=3, dropout=0.0) for _ in range(2)]), rows(32)
+    x, y = batch.x.expand(2, -1, -1), batch.y.float().expand(2, -1)
+    stack.loss(x, y).backward()
+    once = torch.cat(stack.gradients(), dim=1)
+    (3 * stack.loss(x, y)).backward()
+    torch.testing.assert_close(torch.cat(stack.gradients(), dim=1), 4 * once)
+
+
+def test_a_stack_is_computed_in_full_under_autocast() -> None:
+    stack, x = StackedNet([mlp(inputs=3, dropout=0.0) for _ in range(2)]), rows(32).x
+    with torch.autocast("cpu", torch.bfloat16):
+        low = stack(x)
+    assert torch.equal(low, stack(x))
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.3), LeanDropout(0.3)])

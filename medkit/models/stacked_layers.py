@@ -1,0 +1,274 @@
+"""Linear layers of several nets in a row: forwards and back in little but the products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Rows of a batch, and weights of a member, are filled up to a multiple of this. Vectorised loops
+# end in a scalar one whose exponentials differ in the last bit; thus a member's numbers are never
+# in it, and lie at the same place of a cache line, whatever its number and that of the others.
+ALIGNED = 32
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+def aligned(numbers: int) -> int:
+    """Return the least multiple of ``ALIGNED`` that holds so many."""
+    return numbers + -numbers % ALIGNED
+
+
+class Chain(nn.Module):
+    """Linear layers in a row, each with the ReLU and the dropout behind it, of S members.
+
+    The weights are one flat parameter: layer by layer the weights of all members (transposed:
+    inputs by outputs, the product for the gradient is then a third faster), then their biases.
+    Products are taken in its precision, whatever autocast says.
+
+    Args:
+        members: S.
+    """
+
+    flat: Tensor
+
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        self.members = members
+        self.masks = 0
+        self._layers: list[_Layer] = []
+        self._blocks: dict[str, tuple[int, int]] = {}  # of a weight: first and last number
+
+    def add(self, name: str, layer: nn.Linear) -> None:
+        """Append a layer whose weights are called ``name.weight`` and ``name.bias``."""
+        start = self._layers[-1].end if self._layers else 0
+        one = _Layer(layer.in_features, layer.out_features, layer.bias is not None, start)
+        self._layers.append(one)
+        between = start + one.of_weight
+        prefix = f"{name}." if name else ""
+        self._blocks[f"{prefix}weight"] = (start, between)
+        if one.bias:
+            self._blocks[f"{prefix}bias"] = (between, one.end)
+
+    def follow(self, kind: str) -> bool:
+        """Have "relu" or "mask" follow the last layer; return False where one does already."""
+        layer = self._layers[-1]
+        if getattr(layer, kind):
+            return False
+        setattr(layer, kind, True)
+        self.masks += kind == "mask"
+        return True
+
+    @property
+    def ends_in_logit(self) -> bool:
+        """Whether one number comes out of the last layer, as it is."""
+        layer = self._layers[-1]
+        return layer.outputs == 1 and not (layer.relu or layer.mask)
+
+    def make(self) -> None:
+        """Make the parameter, of zeros."""
+        self.flat = nn.Parameter(torch.zeros(self.members * self._layers[-1].end))
+
+    def block(self, name: str, *, gradient: bool = False) -> Tensor | None:
+        """Return where the members keep a weight, or its gradient: a view ``(S, numbers)``."""
+        whole = self.flat.grad if gradient else self.flat
+        first, last = (self.members * place for place in self._blocks[name])
+        return None if whole is None else whole[first:last].view(self.members, -1)
+
+    def forward(self, x: Tensor, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Return what comes out of the last layer, ``(S, B, outputs)``.
+
+        Args:
+            x: ``(S, B, inputs)``.
+            masks: A factor from 0 on per mask, ``(S, B, width)``; none: nothing is dropped.
+        """
+        with _own_precision(x):
+            return _Chained.apply(x.to(self.flat.dtype), self.flat, self._layers, *masks)
+
+    def loss(self, x: Tensor, start: Tensor | None, y: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """Return the mean cross-entropy of its logits over rows with a label, summed over members.
+
+        Args:
+            x: As in ``forward``.
+            start: Added to the logits, ``(S, B, 1)``.
+            y: 0 or 1, float ``(S, b)``; rows from b on fill the batch up.
+            masks: As in ``forward``.
+        """
+        with _own_precision(x):
+            return _Loss.apply(x.to(self.flat.dtype), self.flat, start, y, self._layers, *masks)
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[object]:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+
+
+@dataclass
+class _Layer:
+    """A linear layer and what follows it.
+
+    Attributes:
+        inputs: Columns that go in.
+        outputs: Columns that come out.
+        bias: Whether there is one.
+        start: Numbers a member has before this layer's.
+        relu: Whether a ReLU follows.
+        mask: Whether dropout follows, before or behind the ReLU: a factor that is not negative
+            can change places with it.
+    """
+
+    inputs: int
+    outputs: int
+    bias: bool
+    start: int
+    relu: bool = False
+    mask: bool = False
+
+    def __post_init__(self) -> None:
+        missing = -self.inputs % (ALIGNED // math.gcd(ALIGNED, self.outputs))
+        # how a product is summed depends on where in a cache line a member's begins
+        self.rows = self.inputs if self.outputs == 1 else self.inputs + missing
+        self.of_weight = aligned(self.rows * self.outputs)
+        self.of_bias = aligned(self.outputs) if self.bias else 0
+        self.end = self.start + self.of_weight + self.of_bias
+
+    def weight_in(self, flat: Tensor, members: int) -> Tensor:
+        """Return the weights, ``(S, rows, outputs)``; those of one output as ``(S, 1, inputs)``."""
+        size, at = self.of_weight, members * self.start
+        if self.outputs == 1:
+            return flat.as_strided((members, 1, self.rows), (size, size, 1), at)
+        return flat.as_strided((members, self.rows, self.outputs), (size, self.outputs, 1), at)
+
+    def bias_in(self, flat: Tensor, members: int) -> Tensor:
+        """Return the biases, ``(S, 1, outputs)``."""
+        size, at = self.of_bias, members * (self.start + self.of_weight)
+        return flat.as_strided((members, 1, self.outputs), (size, size, 1), at)
+
+    def clear_gaps(self, flat: Tensor, members: int) -> None:
+        """Set to zero what is kept for no number."""
+        for size, used, at in (
+            (self.of_weight, self.rows * self.outputs, self.start),
+            (self.of_bias, self.outputs, self.start + self.of_weight),
+        ):
+            if size > used:
+                flat.as_strided((members, size - used), (size, 1), members * at + used).zero_()
+
+
+def _forward(
+    x: Tensor, flat: Tensor, layers: Sequence[_Layer], masks: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return what goes into each layer, and what comes out of the last."""
+    members, values, left = len(x), [x], iter(masks)
+    for layer in layers:
+        weight = layer.weight_in(flat, members)
+        if layer.outputs == 1:  # a product with one column is a sum, and slow as a product
+            x = (x * weight).sum(2, keepdim=True)
+            x = x.add_(layer.bias_in(flat, members)) if layer.bias else x
+        else:
+            if layer.rows > layer.inputs:
+                x = values[-1] = F.pad(x, (0, layer.rows - layer.inputs))
+            if layer.bias:
+                x = torch.baddbmm(layer.bias_in(flat, members), x, weight)
+            else:
+                x = torch.bmm(x, weight)
+        x = x.relu_() if layer.relu else x
+        x = x.mul_(next(left)) if layer.mask and masks else x
+        values.append(x)
+    return values
+
+
+def _backward(
+    g: Tensor,
+    values: Sequence[Tensor],
+    flat: Tensor,
+    layers: Sequence[_Layer],
+    masks: Sequence[Tensor],
+    *,
+    to_x: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """Return the gradients of ``x``, where it is asked for, and of the weights."""
+    members, into, left = len(g), torch.empty_like(flat), iter(reversed(masks))
+    for number in reversed(range(len(layers))):
+        layer, x = layers[number], values[number]
+        y = values[number + 1][:, :, : layer.outputs]  # the next layer may have filled it up
+        g = g * next(left) if layer.mask and masks else g
+        g = torch.ops.aten.threshold_backward(g, y, 0) if layer.relu else g
+        weight, of_weight = layer.weight_in(flat, members), layer.weight_in(into, members)
+        if layer.outputs == 1:
+            torch.sum(x * g, 1, keepdim=True, out=of_weight)
+        else:
+            torch.bmm(x.transpose(1, 2), g, out=of_weight)
+        if layer.bias:
+            torch.sum(g, 1, keepdim=True, out=layer.bias_in(into, members))
+        layer.clear_gaps(into, members)
+        if number or to_x:
+            g = g * weight if layer.outputs == 1 else torch.bmm(g, weight.transpose(1, 2))
+            g = g[:, :, : layer.inputs] if layer.rows > layer.inputs else g
+    return (g if to_x else None), into
+
+
+class _Chained(torch.autograd.Function):
+    """The chain and its gradient, written out.
+
+    Autograd would go over memory three times as often, and make a tensor for each gradient: the
+    steps between the products took longer than they.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, flat: Tensor, layers: Sequence[_Layer], *masks: Tensor
+    ) -> Tensor:
+        values = _forward(x, flat, layers, masks)
+        ctx.layers, ctx.masks = layers, len(masks)
+        ctx.save_for_backward(flat, *masks, *values)
+        return values[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        flat, *saved = ctx.saved_tensors
+        masks, values, to_x = saved[: ctx.masks], saved[ctx.masks :], ctx.needs_input_grad[0]
+        both = _backward(g, values, flat, ctx.layers, masks, to_x=to_x)
+        return *both, None, *(None for _ in masks)
+
+
+class _Loss(torch.autograd.Function):
+    """The last chain with the loss of its logits: the gradient is taken at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        flat: Tensor,
+        start: Tensor | None,
+        y: Tensor,
+        layers: Sequence[_Layer],
+        *masks: Tensor,
+    ) -> Tensor:
+        values = _forward(x, flat, layers, masks)
+        logits = values[-1] if start is None else values[-1] + start
+        rows = y.shape[1]
+        filled = y if rows == logits.shape[1] else F.pad(y, (0, logits.shape[1] - rows))
+        each = F.binary_cross_entropy_with_logits(logits[:, :, 0], filled, reduction="none")
+        g = torch.sigmoid(logits).sub_(filled.unsqueeze(2)).mul_(1 / rows)
+        g[:, rows:] = 0
+        to_x, wanted = ctx.needs_input_grad[:2]
+        if to_x or wanted:
+            found = _backward(g, values, flat, layers, masks, to_x=to_x)
+            ctx.save_for_backward(*found)
+        ctx.masks = len(masks)
+        return each[:, :rows].sum() / rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        found = ctx.saved_tensors
+        if g.device.type != "cpu" or float(g) != 1.0:  # it is, but for accumulated gradients
+            found = tuple(None if gradient is None else gradient * g for gradient in found)
+        return *found, None, None, None, *(None for _ in range(ctx.masks))
