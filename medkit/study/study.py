@@ -14,13 +14,11 @@ from medkit.record.files import read_json
 from medkit.record.lock import RunLock
 from medkit.study.outcomes import OUTCOME_NAME, Outcome
 from medkit.study.study_job import STUDY_NAME, Job, Train, train_job
-from medkit.study.study_plan import Plan, as_json
+from medkit.study.study_plan import SPREAD_SEEDS, Plan, as_json
 from medkit.study.study_processes import run_apart, spec_of
 
 if TYPE_CHECKING:
     from medkit.study.study_report import ReportSettings, StudyReport
-
-SPREAD_SEEDS = 20
 
 
 class Study:

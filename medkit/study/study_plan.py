@@ -13,6 +13,7 @@ from medkit.record.identity import compare
 from medkit.record.lock import LOCK_NAME
 from medkit.study.study_job import LOGS, STUDY_NAME, Job
 
+SPREAD_SEEDS = 20  # from which a spread can be stated: an sd is then known to about a third
 _TORN = f".{STUDY_NAME}.*.tmp"
 
 

@@ -14,13 +14,13 @@ from medkit.metrics.power import FEWEST_SEEDS
 from medkit.record.results import Metric
 from medkit.study.study_arm import Arm, Line, ReportSettings
 from medkit.study.study_lines import lines_of
+from medkit.study.study_plan import SPREAD_SEEDS
 
 if TYPE_CHECKING:
     from medkit.study.study import Study
 
 __all__ = ["ArmReport", "Line", "ReportSettings", "StudyReport"]
 
-SPREAD_SEEDS = 20
 _HEADER = ("", "value", "95 % interval", "n", "varied", "how")
 
 
@@ -98,8 +98,7 @@ class StudyReport:
         """Return the tables in plain text."""
         parts = [as_text(self._header(), self._summary())] if len(self.arms) > 1 else []
         for arm in self.arms:
-            rows = [cells for _, cells in _rows(arm.lines)]
-            parts.append(f"{arm.title}\n{as_text(_HEADER, rows)}")
+            parts.append(f"{arm.title}\n{as_text(_HEADER, _rows(arm.lines))}")
             parts[-1] += "".join(f"failed: {reason}\n" for reason in arm.reasons[:5])
         return "\n".join([*parts, *(f"{note}\n" for note in self.notes)])
 
@@ -107,8 +106,7 @@ class StudyReport:
         """Return a fragment of HTML without style of its own, for a notebook and the report."""
         parts = [_table(self._header(), self._summary())] if len(self.arms) > 1 else []
         for arm in self.arms:
-            body = [cells for _, cells in _rows(arm.lines)]
-            parts.append(f"<h4>{escape(arm.title)}</h4>{_table(_HEADER, body)}")
+            parts.append(f"<h4>{escape(arm.title)}</h4>{_table(_HEADER, _rows(arm.lines))}")
             parts += [f"<p>failed: {escape(reason)}</p>" for reason in arm.reasons[:5]]
         parts += [f"<p>{escape(note)}</p>" for note in self.notes]
         return f'<div class="study">{"".join(parts)}</div>'
@@ -175,8 +173,8 @@ def _notes(study: Study, arms: Sequence[Arm], settings: ReportSettings) -> list[
         )
     if not any(arm.free for arm in arms):
         notes.append(
-            "As run, with the split left free, was not measured (Study(free_splits=...)): most of "
-            "the spread that is told of there is that of other validation rows."
+            "With the split left free, as run, nothing was measured (Study(free_splits=...)): "
+            "most of the spread there is that of other validation rows."
         )
     named = {arm.recipe for arm in arms} | {name for arm in arms for name in arm.main[0].metrics}
     if not any(settings.linear in name for name in named):
@@ -187,14 +185,13 @@ def _notes(study: Study, arms: Sequence[Arm], settings: ReportSettings) -> list[
     return notes
 
 
-def _rows(lines: Iterable[Line]) -> list[tuple[Line, list[str]]]:
-    found, group = [], ""
+def _rows(lines: Iterable[Line]) -> list[list[str]]:
+    rows = []
     for line in lines:
         metric, n = line.metric, line.metric.n
-        what = line.what if line.group == group else f"{line.group}: {line.what}"
-        cells = [what, _value(metric), interval(metric, level=False), "" if n is None else str(n)]
-        found.append((line, [*cells, ", ".join(line.varied), metric.method]))
-    return found
+        cells = [_value(metric), interval(metric, level=False), "" if n is None else str(n)]
+        rows.append([f"{line.group}: {line.what}", *cells, ", ".join(line.varied), metric.method])
+    return rows
 
 
 def _value(metric: Metric) -> str:

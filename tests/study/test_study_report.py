@@ -202,7 +202,7 @@ def test_from_five_seeds_there_are_intervals_and_it_is_said_what_they_are_worth(
     found = report(tmp_path, full, SPEED)
     assert at(found, "result/sd").low is not None
     assert "From 5 seeds a spread is known to about ±69 %" in str(found)
-    assert "As run, with the split left free, was not measured" in str(found)
+    assert "With the split left free, as run, nothing was measured" in str(found)
     assert "No logistic regression stands beside it" in str(found)
 
 
