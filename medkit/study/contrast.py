@@ -24,6 +24,7 @@ from medkit.record.results import Metric
 from medkit.study.outcomes import Outcome
 from medkit.study.predictions import Predictions, require_same_rows
 from medkit.study.study_arm import curves_of, predictions_of
+from medkit.study.study_numbers import honest
 
 AUROC = "test/auroc"
 _CURVES = ("monitor/loss", "val/loss")  # the first that all trainings have
@@ -98,8 +99,16 @@ class Contrast:
         self._first: dict[Cell, Predictions] = {}
 
     def cells(self, *arms: str) -> list[Cell]:
-        """Return the cells that all of these arms have trainings in."""
-        return [cell for cell in self.arms[arms[0]] if all(cell in self.arms[a] for a in arms)]
+        """Return the cells that all of these arms have trainings in.
+
+        Cells of one training, such as free splits, only where there are no others.
+        """
+        fewest = {
+            cell: min(len(self.arms[arm].get(cell, ())) for arm in arms)
+            for cell in self.arms[arms[0]]
+        }
+        several = [cell for cell, n in fewest.items() if n > 1]
+        return several or [cell for cell, n in fewest.items() if n]
 
     def same(self, a: str, b: str) -> bool:
         """Whether two arms left the same numbers, bit for bit, in all trainings they share."""
@@ -131,8 +140,8 @@ class Contrast:
             return Metric(nan, n=0, method="no value: no seed ended well in all arms")
         found, few = _combined(parts), min(seeds)
         if few < FEWEST_SEEDS or not np.isfinite(found.se):
-            why = f"no interval: fewer than {FEWEST_SEEDS} seeds" if few < FEWEST_SEEDS else "few"
-            return Metric(found.value, n=few, method=why)
+            of = f"{FEWEST_SEEDS} seeds" if few < FEWEST_SEEDS else "2 patients in a class"
+            return Metric(found.value, n=few, method=f"no interval: fewer than {of}")
         low, high = found.limits()
         how = "two-level t, paired by seed" if self._scored else "t over seeds, these patients"
         return Metric(found.value, low, high, 0.95, few, method=f"{how}, p = {found.p:.2g}")
@@ -141,7 +150,8 @@ class Contrast:
         """Return how many times as wide the spread of ``a`` is as that of ``b``."""
         cells = self.cells(a, b)
         r = self._correlation(a, b, cells)
-        return spread_ratio(self._spread(a, cells), self._spread(b, cells), r=r)
+        ratio = spread_ratio(self._spread(a, cells), self._spread(b, cells), r=r)
+        return honest(ratio, ratio.n or 0)
 
     def arm(self, name: str) -> Arm:
         """Return an arm in numbers."""
@@ -223,7 +233,7 @@ class Contrast:
 
     def _placements(self, arm: str, cell: Cell, seeds: list[int]) -> Placed:
         if (arm, cell) not in self._placed:
-            found = predictions_of(list(self._by_seed(arm, cell).values()))
+            found = predictions_of(tuple(self._by_seed(arm, cell).values()))
             if found is None:  # asked for only where all have them
                 raise RuntimeError(f"{arm} has lost its predictions; read the study again")
             said = found[0]
@@ -243,7 +253,8 @@ def _combined(parts: Sequence[tuple[str, TwoLevel]]) -> TwoLevel:
     for site, part in parts:
         of_site[site] += sqrt(part.over_patients)
     seeds = [part.over_seeds for _, part in parts]
-    squares = sum(part.over_seeds**2 / part.seed_freedom for _, part in parts)
+    # one seed has no variance (NaN) and no degree of freedom
+    squares = sum(part.over_seeds**2 / max(part.seed_freedom, 1) for _, part in parts)
     freedom = sum(seeds) ** 2 / squares if squares > 0 else 1.0
     return TwoLevel(
         float(np.mean([part.value for _, part in parts])),

@@ -87,7 +87,8 @@ def table_ablation(
         raise ValueError(f"leave_out must name some of {names}; got {wrong}. Spell them alike.")
     contract = names[:3] if columns.get("contract") else []
     gone = {*leave_out, *(names[:3] if not contract else [])}
-    common = {"csv_path": str(csv_path), "columns": dict(columns), **settings}
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in columns.items()}
+    common = {"csv_path": str(csv_path), "columns": plain, **settings}
     TableRecipe.of(common)
     return Ablation(
         [practice for practice in PRACTICES if practice.name not in gone],

@@ -237,6 +237,10 @@ def test_fewer_than_five_seeds_give_no_interval() -> None:
     found = ablation().effects(outcomes_of(values), metric="val/f1")
     gain = one(found, "skill", "left out").gain
     assert (gain.low, gain.method) == (None, "no interval: fewer than 5 seeds")
+    few = ablation(ways=["left out"])
+    band = one(few.effects(o for o in run(few) if o.seed < 4), "calm", "left out").wider
+    assert (band.low, band.n) == (None, 4)
+    assert "no interval below 5 trainings" in band.method
     assert found.sentences() == [
         "skill (left out): nothing can be said; no interval: fewer than 5 seeds."
     ]
@@ -254,6 +258,15 @@ def test_sites_count_alike_and_their_patients_are_independent() -> None:
     assert both.value == pytest.approx((a.value + b.value) / 2)
     width = both.high - both.low
     assert width == pytest.approx(math.hypot(a.high - a.low, b.high - b.low) / 2, rel=0.05)
+
+
+def test_free_splits_of_one_training_are_left_out_where_there_are_others() -> None:
+    of = ablation(ways=["left out"])
+    outcomes = run(of)
+    free = [replace(one, split_seed=5 + one.seed) for one in outcomes]
+    assert of.effects([*outcomes, *free]).rows == of.effects(outcomes).rows
+    alone = one(of.effects(free), "calm", "left out")
+    assert (alone.gain.low, alone.wider.low) == (None, None)
 
 
 def test_splits_of_one_site_do_not_count_as_other_patients() -> None:
