@@ -195,7 +195,13 @@ def test_the_recipe_is_the_kits_and_clip_and_ema_are_only_tried(table: dict[str,
     assert {"gradient clip 1.0", "EMA 0.98"} <= unused
     assert {f"recipe with {name}" for name in unused} <= of.arms().keys()
     start = TableRecipe.of(of.arms()["start"])
-    assert (start.codes, start.draws, start.schedule) == (True, "balanced", "constant")
+    assert start == TableRecipe.of(
+        {
+            **table,
+            **{"scaling": "standard", "indicators": False, "draws": "balanced", "weigh": False},
+            **{"schedule": "constant", "dropout": 0.0, "weight_decay": 0.01, "start": "random"},
+        }
+    )
     assert TableRecipe.of(of.arms()["nothing"]).codes is False
     for arm in of.arms().values():
         TableRecipe.of(arm)
