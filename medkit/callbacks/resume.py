@@ -155,10 +155,19 @@ class ResumePoints(Checkpoint):
             self._set_later_points_aside()
             for number, log in enumerate(csv_logs(trainer)):
                 log.begin(rows[number] if number < len(rows) else 0)
-        for loader in _keyed_loaders(trainer):
-            loader.on_lost = self._worker_lost
+        self._hear_of_workers(trainer)
         boundary.watch(trainer, lambda: self._at_boundary(trainer))
         self.signals.listen()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to the loaders of validation as well."""
+        self._hear_of_workers(trainer)
+
+    def _hear_of_workers(self, trainer: pl.Trainer) -> None:
+        combined = getattr(trainer._active_loop, "_combined_loader", None)
+        for loader in combined.flattened if combined is not None else ():
+            if isinstance(loader, KeyedLoader):
+                loader.on_lost = self._worker_lost
 
     def _compare(self) -> None:
         """Refuse, or report, what differs from the point that is resumed from."""
@@ -351,9 +360,3 @@ class ResumePoints(Checkpoint):
         _log.warning("%s at epoch %d, batch %d: %s (%s)", event, epoch, batch, action, detail)
         if self.on_event is not None:
             self.on_event(event=event, action=action, epoch=epoch, batch=batch, detail=detail)
-
-
-def _keyed_loaders(trainer: pl.Trainer) -> list[KeyedLoader]:
-    combined = trainer.fit_loop._combined_loader
-    loaders = combined.flattened if combined is not None else []
-    return [loader for loader in loaders if isinstance(loader, KeyedLoader)]

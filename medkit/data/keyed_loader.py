@@ -73,7 +73,7 @@ class KeyedLoader:
         self.strength_of: Callable[[int], float | None] = _as_it_is
         self._receive: Receive | None = None
         self._out: Callable[[int], frozenset[Row]] = _nothing
-        self._stood_in: dict[tuple[int, int], list[Row]] = {}  # by place: rows of a mended batch
+        self._stood_in: dict[tuple[int, int], list[Row]] = {}  # rows of this epoch's mended batches
         self._places = Places()
         self._fetch = KeyedFetch(loader, self.seed, tag)
         self._inner = rebuilt(loader, self._fetch, self._places)
@@ -209,6 +209,8 @@ class KeyedLoader:
         if not isinstance(got, Fetched):
             return got
         if got.rows is not None:
+            if self._stood_in and next(iter(self._stood_in))[0] != place.epoch:
+                self._stood_in.clear()  # in a long training they would add up
             self._stood_in[place.epoch, place.batch] = list(got.rows)
         if got.found and self._receive is not None:
             self._receive(place, got.found, got.whole)

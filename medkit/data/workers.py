@@ -15,6 +15,7 @@ from medkit.data.fetching import PlaceBatch, Places
 _LOST = re.compile(r"DataLoader (worker \(pid|timed out after)")
 RESTARTS = 3  # of one iteration
 _SOON_S = 2.0
+_NO_PID = "DataLoader worker (pid not known) exited unexpectedly"
 
 
 class LoaderWorkersLostError(RuntimeError):
@@ -68,7 +69,7 @@ def fetched(
             if not is_lost(error) and not _one_is_dead(batches):
                 raise
             lost += 1
-            said = str(error).partition(". ")[0] if is_lost(error) else "DataLoader worker died"
+            said = str(error).partition(". ")[0] if is_lost(error) else _NO_PID
             if lost > RESTARTS:
                 place = wanted[done]
                 raise LoaderWorkersLostError(

@@ -181,6 +181,11 @@ def test_a_row_is_tried_in_one_epoch_and_then_remembered(fit: Any) -> None:
     assert [data.asked.count(row) for row in BAD] == [1, 1, 1]
 
 
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    found = Ledger(run_dir / "ledger.jsonl").read()
+    return [{k: v for k, v in line.items() if k != "time"} for line in found]
+
+
 def test_a_killed_run_ends_in_the_same_bits_and_the_same_ledger(tmp_path: Path) -> None:
     class Data(pl.LightningDataModule):
         def train_dataloader(self) -> Any:
@@ -190,10 +195,6 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_ledger(tmp_path: Path) 
         training(
             Net, Data, quarantine=Quarantine(RANGES, budget=0.1), epochs=2, limit_val_batches=0
         )(run_dir, kill)
-
-    def lines(run_dir: Path) -> list[dict[str, Any]]:
-        found = Ledger(run_dir / "ledger.jsonl").read()
-        return [{k: v for k, v in line.items() if k != "time"} for line in found]
 
     until_done(train, tmp_path / "whole", [])
     kills = [Kill("batch_start", 4), Kill("batch_end", 10)]
@@ -283,6 +284,31 @@ def test_a_spike_guard_keeps_one_set_with_it(fit: Any) -> None:
     assert quarantine.rows[9].startswith("non-finite")
     assert guard.policy.replaced == 0  # from the next epoch on the loader draws another row
     assert data.asked.count(9) <= 2
+
+
+def test_with_a_guard_a_killed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return plain(data=Scans(bad={4: "file", 9: "nan"}))
+
+    def train(run_dir: Path, kill: Kill | None) -> None:
+        training(
+            Net,
+            Data,
+            quarantine=Quarantine(budget=0.1, checks=()),
+            spike_guard=True,
+            epochs=3,
+            limit_val_batches=0,
+        )(run_dir, kill)
+
+    until_done(train, tmp_path / "whole", [])
+    actions = {line["action"]: line["rows"] for line in lines(tmp_path / "whole")}
+    assert actions["rows set aside"] == [pseudonym(9)]
+    assert actions["row set aside, redrawn"] == [pseudonym(4)]
+    kills = [Kill("batch_start", 8), Kill("batch_end", 8)]
+    assert until_done(train, tmp_path / "killed", kills)
+    assert differing(outcome(tmp_path / "whole"), outcome(tmp_path / "killed")) == []
+    assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
 
 
 class Many(Scans):
