@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -14,8 +15,22 @@ from matplotlib.ticker import MaxNLocator
 from medkit.plot import COLORS
 from medkit.widgets.marks import Mark, draw_marks
 
+_DPI = 110
 MAX_POINTS = 400  # of one line: more than a screen shows, little in a checkpoint
 MAX_PANELS = 3  # beside the loss
+
+
+class Picture(Figure):
+    """A figure that a notebook shows although pyplot knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def png(self) -> bytes:
+        """Return it as a PNG file."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=_DPI)
+        return buffer.getvalue()
 
 
 class Thinned:
@@ -103,7 +118,7 @@ def draw(
     metrics: Sequence[str] | None = None,
     loss_label: str = "loss",
     title: str = "",
-) -> Figure:
+) -> Picture:
     """Draw loss and metrics over optimizer steps, a panel each.
 
     Args:
@@ -116,7 +131,7 @@ def draw(
         metrics = panels_for(history.logged)
     widths = [1.6] + [1.0] * len(metrics)
     # not by pyplot, which would keep the figure and show it twice
-    figure = Figure(figsize=(2.4 * sum(widths), 2.6), layout="constrained")
+    figure = Picture(figsize=(2.4 * sum(widths), 2.6), layout="constrained")
     panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     _draw_loss(panels[0], history, loss_label)
     for panel, name, color in zip(panels[1:], metrics, cycle(COLORS[2:]), strict=False):
@@ -167,6 +182,7 @@ def _draw_loss(panel: Axes, history: History, loss_label: str) -> None:
     for name, line, color, style in lines:
         if line.x:
             label, size = f"{name} {line.y[-1]:#.3g}", _marker_size(line)
+            style = style if len(line.x) > 1 else "o"  # one point is no line
             panel.plot(line.x, line.y, style, color=color, markersize=size, label=label)
     panel.set(ylabel=loss_label)
     _keep_spikes_from_hiding_the_rest(panel, batches.y)

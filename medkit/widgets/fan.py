@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from medkit.metrics.checks import Floats
 from medkit.models.seed_ensemble import SeedEnsemble
 from medkit.plot import learning_curves
 from medkit.record.folder import RunFolder, run_folders
-from medkit.widgets.curves import History, Thinned, finish, panels_for
+from medkit.widgets.curves import History, Picture, Thinned, finish, panels_for
 from medkit.widgets.marks import Mark, marks
 
 
@@ -24,7 +23,7 @@ def fan(
     metrics: Sequence[str] | None = None,
     loss_label: str = "val/loss",
     title: str = "",
-) -> Figure:
+) -> Picture:
     """Draw validation loss and metrics of several trainings: each thinly, their mean boldly.
 
     One curve is an anecdote; how far seeds lie apart is part of the result (Bouthillier et al.
@@ -54,7 +53,7 @@ def fan(
         metrics = panels_for(dict.fromkeys(name for history in every for name in history.logged))
     names = ["val/loss", *metrics]
     widths = [1.6] + [1.3] * len(metrics)
-    figure = Figure(figsize=(2.4 * sum(widths), 2.8), layout="constrained")
+    figure = Picture(figsize=(2.4 * sum(widths), 2.8), layout="constrained")
     panels = figure.subplots(1, len(names), width_ratios=widths, squeeze=False)[0]
     for number, (panel, name) in enumerate(zip(panels, names, strict=True)):
         steps, curves = _on_common_steps(groups, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 
 from medkit.plot.style import COLORS, GREY
 
-MOST_TEXTS = 8  # of one kind; more would lie on one another
+_LETTER, _MARKER = 0.022, 0.03  # widths, of a panel
 
 
 class Mark(NamedTuple):
@@ -60,7 +61,7 @@ KINDS = (
     Kind("other intervention", "other interventions", r"", GREY, "o"),
 )
 _OF_NAME = {kind.name: kind for kind in KINDS}
-_TEXTS = (r"learning rates x (\S+)", r"to ([\d.e+-]+)$")  # in the detail, or the action
+_TEXTS = (r"learning rates x ([\d.e+-]+)", r"to ([\d.e+-]+)$")  # in the detail, or the action
 
 
 def marks(lines: Iterable[Mapping[str, Any]], *, stage: str | None = None) -> list[Mark]:
@@ -79,6 +80,7 @@ def marks(lines: Iterable[Mapping[str, Any]], *, stage: str | None = None) -> li
         texts = zip(_TEXTS, (str(line.get("detail", "")), said), strict=True)
         matches = (re.search(pattern, text) for pattern, text in texts)
         text = next((match[1] for match in matches if match), "").rstrip(",")
+        text = f"{float(text):.2g}" if text else ""
         if kind.name == "rollback" and text:
             text = f"lr × {text}"
         rows = len(line.get("rows") or ()) if kind.name == "row set aside" else 1
@@ -127,11 +129,14 @@ def draw_marks(panel: Axes, found: Sequence[Mark]) -> list[Artist]:
             clip_on=False,
             label=label,
         )
-        texts = [mark for mark in here if mark.text]
         if kind.name in ("stop", "rollback"):  # a curve may bend there
             for step in steps:
                 panel.axvline(step, color=kind.color, linewidth=0.6, alpha=0.5, zorder=0)
-        for mark in texts if len(texts) <= MOST_TEXTS else ():
+        first, last = panel.get_xlim()
+        for mark, after in zip(here, [*steps[1:], math.inf], strict=True):
+            width = (_LETTER * len(mark.text) + _MARKER) * (last - first)
+            if not mark.text or after - mark.step < width:
+                continue  # nothing to say, or no room for it
             panel.annotate(
                 mark.text,
                 (mark.step, y),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import sys
@@ -12,16 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from medkit.models.seed_ensemble import SeedEnsemble
-from medkit.widgets.curves import History, Thinned, draw
+from medkit.widgets.curves import History, Picture, Thinned, draw
 from medkit.widgets.fan import members_of
 from medkit.widgets.marks import marks, said
 
 _FOLD = 64  # losses are fetched from the device this many at a time
-_DPI = 110
 
 
 class TrainingMonitor(pl.Callback):
@@ -69,7 +66,7 @@ class TrainingMonitor(pl.Callback):
     on_train_batch_start = on_before_zero_grad = on_before_backward = None  # type: ignore[assignment]
     on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
 
-    def figure(self, *, title: str = "") -> Figure:
+    def figure(self, *, title: str = "") -> Picture:
         """Draw what has been seen so far."""
         self._fold()
         self._look_around()
@@ -181,9 +178,7 @@ class TrainingMonitor(pl.Callback):
 
     def _png(self) -> bytes:
         self.drawings += 1
-        buffer = io.BytesIO()
-        self.figure().savefig(buffer, format="png", dpi=_DPI)
-        return buffer.getvalue()
+        return self.figure().png()
 
     def _close(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero or surroundings() == "none":

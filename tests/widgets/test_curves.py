@@ -90,3 +90,7 @@ def test_a_loss_that_is_no_number_is_drawn_without_complaint(losses: list[float]
     history = history_of(losses)
     history.log(99, {"val/auroc": float("nan")})
     draw(history).canvas.draw()
+
+
+def test_a_notebook_shows_a_figure_that_pyplot_does_not_know() -> None:
+    assert draw(history_of([1.0]))._repr_png_().startswith(b"\x89PNG")

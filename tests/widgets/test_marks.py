@@ -43,6 +43,7 @@ def test_a_mark_says_the_strength_and_the_rate() -> None:
     back = line("rolled back", detail="learning rates x 0.25 from now on, attempt 2")
     found = marks([back, line("lowered to 0.3"), line("set to 1e-05"), line("step skipped")])
     assert {mark.text for mark in found} == {"lr × 0.25", "0.3", "1e-05", ""}
+    assert marks([line("raised to 0.166667")])[0].text == "0.17"
 
 
 def test_they_are_counted_by_rows_where_rows_were_set_aside() -> None:
@@ -87,7 +88,9 @@ def test_without_any_the_picture_is_as_before() -> None:
     assert panel.get_ylim() == limits
 
 
-def test_many_texts_are_left_out_before_they_lie_on_one_another() -> None:
+def test_texts_that_would_lie_on_one_another_are_left_out() -> None:
     made = history()
-    made.marks = marks([line(f"raised to {n / 40}", n) for n in range(1, 40)])
-    assert not draw(made).axes[0].texts
+    made.marks = marks([line(f"raised to {n / 39}", n) for n in range(1, 40)])
+    assert [text.get_text() for text in draw(made).axes[0].texts] == ["1"]
+    made.marks = made.marks[::13]
+    assert [text.get_text() for text in draw(made).axes[0].texts] == ["0.026", "0.36", "0.69"]
