@@ -142,8 +142,8 @@ class Report:
         low, high = interval if on_limit and interval is not None else (value, value)
         met = not (at_least is not None and not low >= at_least)
         met = met and not (at_most is not None and not high <= at_most)
-        bar = f">= {_short(at_least)}" if at_least is not None else ""
-        bar = f"<= {_short(at_most)}" if at_most is not None else bar
+        sides = ((">=", at_least), ("<=", at_most))
+        bar = ", ".join(f"{sign} {_short(side)}" for sign, side in sides if side is not None)
         if not met:
             self.fell_short.append(name)
             bar += " SHORT"
