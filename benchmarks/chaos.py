@@ -49,13 +49,15 @@ from medkit.study.chaos_table import Row, rows
 from medkit.study.faults import FAULTS, FLAGGED, INSIDE, RECOVERED, RESUMED
 from medkit.study.faults_inject import inject
 
-CLEAN_SEEDS, STOCK_SEEDS = 40, 3
+CLEAN_SEEDS, SEEDS = 40, 11
+STOCK_CLEAN, STOCK_SEEDS = 20, 3
 ONLY = {  # what can happen to one of the two alone
     "table": {fault.name for fault in FAULTS.values() if fault.must == FLAGGED},
     "images": {"dead_worker", "corrupt_file"},
 }
 AGAIN = 75  # exit code of a process whose worker died: `medkit run` starts it again
-REAL = "sigkill,sigterm,truncated_checkpoint,dead_worker,disk_full,nan_sample,duplicated_patients"
+REAL = ("sigkill", "sigterm", "truncated_checkpoint", "dead_worker", "disk_full", "nan_sample",
+        "duplicated_patients")  # fmt: skip
 STOPPED = (-signal.SIGKILL, AGAIN)
 
 # read once, so that all forks agree though somebody edits the sources meanwhile
@@ -71,13 +73,24 @@ def main() -> int:
     torch.set_num_threads(1)
     report = Report(__doc__)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    began = time.monotonic()
     try:
         paths = recipes.write_tables(folder / "tables")
-        kit = {recipe: _suite(report, folder / "kit", recipe, paths) for recipe in recipes.RECIPES}
-        stock = {
-            recipe: _suite(report, folder / "stock", recipe, paths, stock=True)
-            for recipe in recipes.RECIPES
-        }
+        plans = [(recipe, stock) for recipe in recipes.RECIPES for stock in (False, True)]
+        suites = {plan: _suite(report, folder, *plan) for plan in plans}
+        # a process a recipe; what is over is read back
+        work = [partial(_run_all, suites, recipe, paths) for recipe in recipes.RECIPES]
+        pids = [_start(one, folder / "log") for one in work]
+        if any([os.waitpid(pid, 0)[1] for pid in pids]):
+            report.note((folder / "log").read_text()[-2000:])
+            return 1
+        for suite in suites.values():
+            missing = [t for t in (*suite.clean_trials(), *suite.trials()) if not suite.is_over(t)]
+            if missing:
+                raise RuntimeError(f"not run: {missing[:3]}")
+        kit = {recipe: suite for (recipe, stock), suite in suites.items() if not stock}
+        stock = {recipe: suite for (recipe, stock), suite in suites.items() if stock}
+        report.note(f"{(time.monotonic() - began) / 60:.1f} min for all forks, 2 at a time")
         _print(report, kit, stock)
         _by_medkit_run(report, folder, paths)
     finally:
@@ -89,28 +102,29 @@ def main() -> int:
 # ---- forks ---------------------------------------------------------------------------------------
 
 
-def _suite(
-    report: Report, out: Path, recipe: str, paths: dict[str, str], *, stock: bool = False
-) -> Suite:
-    """Run the trials of a recipe in forks."""
-    other = ONLY["images" if recipe == "table" else "table"]
-    faults = [fault for fault in FAULTS.values() if fault.name not in other]
-    clean, seeds = (CLEAN_SEEDS, 12) if not report.quick else (4, 1)
+def _suite(report: Report, out: Path, recipe: str, stock: bool) -> Suite:
+    """Return what is to be run."""
+    faults = [fault for fault in FAULTS.values() if fault.name not in _others(recipe)]
+    clean, seeds = (3, 1) if report.quick else (CLEAN_SEEDS, SEEDS)
     if stock:
         faults = [fault for fault in faults if fault.must != FLAGGED]
-        clean = clean if not report.quick else 4
-        seeds = STOCK_SEEDS if not report.quick else 1
-    suite = Suite(out / recipe, faults, seeds, clean, protected=not stock, metric="val/auroc")
-    work = _stock if stock else _kit
-    began = time.monotonic()
-    for trials in (suite.clean_trials(), suite.trials()):
-        for trial in trials:
-            _follow(suite, trial, recipe, paths, work)
-    runs = len(suite.ended)
-    who = "stock Lightning" if stock else "the kit"
-    seconds = (time.monotonic() - began) / runs
-    report.note(f"{recipe}: {runs} runs of {who}, {seconds:.1f} s each")
-    return suite
+        clean, seeds = (3, 1) if report.quick else (STOCK_CLEAN, STOCK_SEEDS)
+    name = "stock" if stock else "kit"
+    return Suite(out / name / recipe, faults, seeds, clean, protected=not stock, metric="val/auroc")
+
+
+def _others(recipe: str) -> set[str]:
+    """Return the faults that can only happen to the other recipe."""
+    return ONLY["images" if recipe == "table" else "table"]
+
+
+def _run_all(suites: dict[tuple[str, bool], Suite], recipe: str, paths: dict[str, str]) -> None:
+    """Run the trials of a recipe, by the kit and by stock Lightning."""
+    for stock, work in ((False, _kit), (True, _stock)):
+        suite = suites[recipe, stock]
+        for trials in (suite.clean_trials(), suite.trials()):
+            for trial in trials:
+                _follow(suite, trial, recipe, paths, work)
 
 
 def _follow(
@@ -179,11 +193,16 @@ def _stock(recipe: str, trial: Trial, paths: dict[str, str]) -> None:
 
 def _fork(work: Callable[[], None], log: Path) -> int:
     """Run ``work`` in a forked child; return its exit code, minus the signal that ended it."""
+    _, status = os.waitpid(_start(work, log), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _start(work: Callable[[], None], log: Path) -> int:
+    """Begin ``work`` in a forked child; return its process number."""
     sys.stdout.flush()
     pid = os.fork()
     if pid:
-        _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        return pid
     code = 1
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -264,8 +283,7 @@ def _by_medkit_run(report: Report, folder: Path, paths: dict[str, str]) -> None:
         own = folder / f"notebook-{recipe}"
         notebook = recipes.write_notebook(recipe, own, paths)
         shutil.copy(recipes.__file__, own)
-        names = [n for n in REAL.split(",") if n not in ONLY["table" if recipe != "table" else
-                                                              "images"]]  # fmt: skip
+        names = [name for name in REAL if name not in _others(recipe)]
         request = Request(str(notebook), out=str(folder / f"real-{recipe}"), device="cpu")
         code = chaos_command(request, seeds=3, faults=",".join(names))
         report.figure(f"medkit chaos/{recipe}", code, at_most=0, unit="exit code")

@@ -241,7 +241,7 @@ def _is_written(ended: Ended, fault: Fault) -> bool:
         return False
     if fault.ledger:
         return _says(ended, fault)
-    return _has_pair(fault) <= (ended.restarts > 0)
+    return not _has_pair(fault) or ended.restarts > 0
 
 
 def prediction_limits(values: Iterable[float], *, level: float = LEVEL) -> tuple[float, float]:

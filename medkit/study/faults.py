@@ -18,7 +18,7 @@ RESUMED = "resumed"  # the cause stays: stops cleanly; resumed without the cause
 INSIDE = "inside"  # ends by itself, its metric where those of undisturbed runs are
 FLAGGED = "flagged"  # the data are others now: the ledger says so
 
-EARLIEST, LATEST = 0.25, 0.9  # places: shares of the training; limits of guards are known by then
+EARLIEST, LATEST = 0.3, 0.9  # places: shares of the training; limits of guards are known by then
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,14 @@ FAULTS = {
             "dead_worker",
             "a loader worker is killed",
             RECOVERED,
+            ledger=("loader worker died",),
             needs="loader workers (num_workers above 0)",
+        ),
+        Fault(
+            "disk_full_for_a_while",
+            "nothing can be written for 25 batches",
+            RECOVERED,
+            ledger=("not written",),
         ),
         Fault("disk_full", "nothing can be written any more", RESUMED),
         Fault("nan_sample", "one training row holds NaN", INSIDE, True, _STEP),

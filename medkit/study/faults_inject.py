@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -23,20 +24,21 @@ from typing import Any
 
 VARIABLE = "MEDKIT_FAULT"
 SITE = """import sys
-sys.path[:] = [p for p in sys.path if p != {folder!r}]
-sys.modules.pop("sitecustomize", None)
+mine = sys.modules.pop("sitecustomize")
+sys.path.remove({folder!r})
 try:
     import sitecustomize  # the one that this one hides
 except ImportError:
     pass
+sys.modules["sitecustomize"] = mine
 from medkit.study.faults_inject import when_imported
 when_imported()
 """
 BIG, GARBAGE = 1e4, 1e4  # factor of an exploding loss; size of finite nonsense
 GARBAGE_SHARE = 0.005
 DISK_BYTES = 1024  # what still fits on a full disk: no file may be longer
+FULL_FOR = 25  # batches
 _LIGHTNING = "pytorch_lightning.trainer.trainer"
-_BY_US = ("sigkill", "sigterm", "truncated_checkpoint", "dead_worker", "disk_full")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,6 @@ def inject(order: Order) -> None:
 
     injector = Injector(order)
     _around(Strategy, "training_step", injector.training_step)
-    _around(Strategy, "backward", injector.backward)
     _around(Strategy, "optimizer_step", injector.optimizer_step)
     _around(_TrainingEpochLoop, "advance", injector.advance)
     _around(_DataLoaderSource, "dataloader", injector.dataloader)
@@ -132,7 +133,9 @@ class Injector:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._counted = self._no_step = 0
         self._counts = False
-        self._limit = self._size = 0  # samples
+        self._limit = 0  # samples that fit
+        self._whose: Any = None  # module that takes the batch
+        self._room_at = 0  # the batch from which files can be written again
         self._once = not (self.folder / "happened").exists()
 
     # ---- where we are --------------------------------------------------------------------------
@@ -145,6 +148,8 @@ class Injector:
         try:
             return original(loop)
         finally:
+            if self._room_at:
+                _limit_files(None)
             if self._counts:
                 self._tell("batches", batches=self._counted, no_step=self._no_step)
             self._counts = False
@@ -152,10 +157,16 @@ class Injector:
     def advance(self, original: Any, loop: Any, *rest: Any) -> Any:
         """Go through one batch."""
         step = loop.trainer.global_step
-        self._limit = 0
         if self._counts and self._here():
             self._by_us()
-        done = original(loop, *rest)
+        if self._room_at and self._counted >= self._room_at:
+            self._room_at = 0
+            _limit_files(None)
+        short = (
+            self._counts and self._here() and self.order.fault in ("oom_forward", "oom_backward")
+        )
+        with self._short_of_memory() if short else nullcontext():
+            done = original(loop, *rest)
         self._counted += self._counts
         self._no_step += self._counts and loop.trainer.global_step == step
         return done
@@ -186,12 +197,11 @@ class Injector:
             self._truncate()
         elif fault == "dead_worker":
             self._kill_worker()
-        elif fault == "disk_full":
-            import resource
-
+        elif fault.startswith("disk_full"):
             self._happened()
-            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, hard))
+            _limit_files(DISK_BYTES)
+            if fault != "disk_full":
+                self._room_at = self._counted + FULL_FOR
 
     def _truncate(self) -> None:
         there = [*Path(self.order.checkpoints).rglob("*.ckpt")]
@@ -211,28 +221,43 @@ class Injector:
 
     # ---- faults of a batch ---------------------------------------------------------------------
 
-    def training_step(self, original: Any, strategy: Any, batch: Any, *rest: Any) -> Any:
-        """Run out of memory in the forward pass, or explode."""
-        fault, size = self.order.fault, samples(batch)
-        self._size = size
-        if self._counts and self._here() and fault in ("oom_forward", "oom_backward"):
-            self._limit = max(1, size // 2)  # what fits, as long as this batch is worked on
-            self._happened(samples=size)
-        if fault == "oom_forward":
-            self._require_memory()
-        output = original(strategy, batch, *rest)
-        if fault == "exploding_batch" and self._counts and self._here():
-            self._happened()
-            if isinstance(output, Mapping):
-                return {**output, "loss": output["loss"] * BIG}
-            return output * BIG
-        return output
+    def training_step(self, original: Any, strategy: Any, *args: Any) -> Any:
+        """Have a loss explode."""
+        output = original(strategy, *args)
+        if self.order.fault != "exploding_batch" or not self._counts or not self._here():
+            return output
+        self._happened()
+        if isinstance(output, Mapping):
+            return {**output, "loss": output["loss"] * BIG}
+        return output * BIG
 
-    def backward(self, original: Any, strategy: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run out of memory in the backward pass."""
-        if self.order.fault == "oom_backward":
-            self._require_memory()
-        return original(strategy, *args, **kwargs)
+    @contextmanager
+    def _short_of_memory(self) -> Iterator[None]:
+        """Let no more than half of this batch through the net at once."""
+        import torch.nn.modules.module as hooks
+
+        self._limit, self._whose = 0, None
+        before = hooks.register_module_forward_pre_hook(self._forward)
+        after = hooks.register_module_forward_hook(self._forward_done)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _forward(self, module: Any, inputs: Any) -> None:
+        size = samples(inputs)
+        if self._whose is None and size and module.training:
+            self._whose, self._limit = module, max(1, size // 2)
+            self._happened(samples=size)
+        if module is self._whose and size > self._limit and self.order.fault == "oom_forward":
+            _out_of_memory(f"{size} samples")
+
+    def _forward_done(self, module: Any, inputs: Any, output: Any) -> None:
+        size = samples(inputs)
+        fits = self.order.fault == "oom_forward" or size <= self._limit
+        if module is self._whose and not fits and getattr(output, "requires_grad", False):
+            output.register_hook(lambda gradient: _out_of_memory(f"gradients of {size} samples"))
 
     def optimizer_step(
         self, original: Any, strategy: Any, optimizer: Any, closure: Any, *args: Any, **kwargs: Any
@@ -247,10 +272,6 @@ class Injector:
             return found
 
         return original(strategy, optimizer, then_full, *args, **kwargs)
-
-    def _require_memory(self) -> None:
-        if self._limit and self._size > self._limit:
-            _out_of_memory(f"{self._size} samples")
 
     # ---- faults in the data --------------------------------------------------------------------
 
@@ -351,6 +372,14 @@ def samples(batch: Any) -> int:
     from medkit.callbacks.guard_rows import samples as count
 
     return count(batch)
+
+
+def _limit_files(size: int | None) -> None:
+    """Let no file of this process grow beyond so many bytes; None: as the system has it."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
 
 
 def _out_of_memory(what: str) -> None:

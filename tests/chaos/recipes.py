@@ -26,7 +26,7 @@ from medkit.synth.ehr import contract_yaml, make_hospitals
 RECIPES = ("table", "images")
 TABLE_SEED, REFERENCE_SEED = 20, 10  # two draws of the same hospitals
 SIDE, BATCH = 12, 32
-GUARDS = "spike_guard=True"
+RANGES = {"table": "", "images": '{"x": (-8, 8)}'}  # a table's are in its contract
 
 KNOBS = """\
 {path}
@@ -74,9 +74,12 @@ with run.init("fit"):
     model = LitClassifier(**net, lr=5e-3, total_steps=steps)
 """
 FIT = """\
+from medkit.callbacks.quarantine import Quarantine
+
 trainer = stable_trainer(
     run, max_epochs=max_epochs, checkpoint_every_n_steps=10, checkpoint_every_s=None,
-    gradient_clip_val=1.0, enable_progress_bar=False, {guards},
+    gradient_clip_val=1.0, enable_progress_bar=False,
+    spike_guard=True, quarantine=Quarantine({ranges}), memory_guard=True,
 )
 trainer.fit(model, data, ckpt_path=run.resume("fit"))
 run.metrics({{name: float(trainer.callback_metrics[name]) for name in ("val/auroc", "val/loss")}})
@@ -122,7 +125,7 @@ class ImagesModule(pl.LightningDataModule):
 
 def epochs(recipe: str) -> int:
     """Return how long a recipe trains."""
-    return 8 if recipe == "table" else 10
+    return 8 if recipe == "table" else 7
 
 
 def write_tables(folder: Path) -> dict[str, str]:
@@ -138,17 +141,17 @@ def write_tables(folder: Path) -> dict[str, str]:
     return {name.partition(".")[0]: str(folder / name) for name in texts}
 
 
-def cells(recipe: str, paths: dict[str, str], guards: str = GUARDS) -> list[str]:
+def cells(recipe: str, paths: dict[str, str]) -> list[str]:
     """Return a notebook's code cells, parameters first."""
     path = TABLE_KNOBS.format(**paths) if recipe == "table" else IMAGES_KNOBS
     body = TABLE if recipe == "table" else IMAGES
-    fit = FIT.format(guards=guards)
+    fit = FIT.format(ranges=RANGES[recipe])
     return [KNOBS.format(path=path, epochs=epochs(recipe)), SETUP, body, fit]
 
 
-def write_notebook(recipe: str, folder: Path, paths: dict[str, str], guards: str = GUARDS) -> Path:
+def write_notebook(recipe: str, folder: Path, paths: dict[str, str]) -> Path:
     """Write a recipe as a notebook."""
-    knobs, *rest = cells(recipe, paths, guards)
+    knobs, *rest = cells(recipe, paths)
     nb = nbformat.v4.new_notebook()
     nb.cells.append(nbformat.v4.new_code_cell(knobs, metadata={"tags": ["parameters"]}))
     nb.cells += [nbformat.v4.new_code_cell(source) for source in rest]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from medkit.study.faults_inject import BIG, GARBAGE, Order, inject
 
 _PATCHED = {
-    Strategy: ("training_step", "backward", "optimizer_step"),
+    Strategy: ("training_step", "optimizer_step"),
     _TrainingEpochLoop: ("advance",),
     _DataLoaderSource: ("dataloader",),
     _FitLoop: ("run",),
