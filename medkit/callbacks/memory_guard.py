@@ -44,8 +44,8 @@ class MemoryGuard(pl.Callback):
 
     Exact it is only where a sample's loss depends on nothing else in its batch: dropout must be
     :class:`~medkit.models.keyed_dropout.KeyedDropout` (other draws are found, and reported to
-    ``on_inexact``), and batch normalisation normalises each part by itself (said, reported; 3 % off
-    the gradient in halves, 18 % in singles; :func:`~medkit.callbacks.memory_norm.swap_batchnorm`).
+    ``on_inexact``), and batch normalisation normalises each part by itself (said and reported; 3 to
+    27 % off the gradient in small nets; :func:`~medkit.callbacks.memory_norm.swap_batchnorm`).
     Losses that do not add up over parts, as Cox's, are refused.
 
     An optimizer step that runs out is taken back from copies made before each step (weights and
