@@ -99,6 +99,11 @@ def in_words(suite: Suite) -> str:
             text += f"{row.fault.name} has struck {row.runs} of {row.runs + row.missed}{needs}\n"
     alarms = sum(any("skipped" in line for line in run.ledger) for run in clean)
     text += f"undisturbed runs in which a step was left out: {alarms} of {len(clean)}\n"
+    if any(row.fault.must == FLAGGED and row.as_they_must < row.runs for row in struck):
+        text += (
+            "changed data are flagged where the notebook compares its table with a trusted one: "
+            "medkit.study.faults_reference.compare_with(dm, path)\n"
+        )
     for row in struck:
         text += "".join(f"LOST  {row.fault.name}, {why}\n" for why in row.why)
     return text
