@@ -26,6 +26,8 @@ class WatchedMembers(SeedEnsemble):
         watched: Name -> ``x`` of rows to look at.
         at: Optimizer steps to look at them.
         optimizer_name: Of :data:`OPTIMIZERS`.
+        shift: Put on the log odds that are looked at: the prior, where draws are balanced. Without
+            it losses have a large mean, which makes any band of them look narrow.
         ema: Decay of an exponential moving average of the weights, which is then what is looked
             at, validated and kept; None: none. (Lightning's callback puts the weights back before
             a module keeps its best epoch's.)
@@ -33,18 +35,24 @@ class WatchedMembers(SeedEnsemble):
     """
 
     def watch(
-        self, watched: Mapping[str, Tensor], at: Sequence[int], *, optimizer: str, ema: float | None
+        self,
+        watched: Mapping[str, Tensor],
+        at: Sequence[int],
+        *,
+        shift: float,
+        optimizer: str,
+        ema: float | None,
     ) -> None:
         """Set what the attributes say; once, before the fit."""
-        self.watched, self.at = dict(watched), frozenset(at)
+        self.watched, self.at, self.shift = dict(watched), frozenset(at), shift
         self.optimizer_name, self.ema = optimizer, ema
         self.seen: dict[str, list[Tensor]] = {name: [] for name in watched}
         self._average: Tensor | None = None
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return the members' log odds of rows, prior put back, ``(S, N)`` on the CPU."""
+    def logits(self, x: Tensor, shift: float) -> Tensor:
+        """Return the members' log odds of rows, shifted, ``(S, N)`` on the CPU."""
         with torch.no_grad():
-            return (self(x.to(self.device)).float() + self.logit_shift).cpu()
+            return (self(x.to(self.device)).float() + shift).cpu()
 
     def keep_best(self) -> None:
         """Take each member's best epoch for good, where that is asked for."""
@@ -63,7 +71,7 @@ class WatchedMembers(SeedEnsemble):
         if step in self.at:
             self._swap()
             for name, x in self.watched.items():
-                self.seen[name].append(self.logits(x))
+                self.seen[name].append(self.logits(x, self.shift))
             self._swap()
 
     def on_validation_epoch_start(self) -> None:

@@ -106,7 +106,8 @@ def train(
 
     Curves are ``val/loss`` and ``val/auroc`` on the rows not trained on (each fold's own), and
     ``monitor/loss`` and ``monitor/auroc`` on the test rows, which nothing is chosen by: all arms
-    share those. They are of the weights as they are, neither the best epoch's nor weighed.
+    share those. They are of the weights as they are, neither the best epoch's nor weighed, and
+    with the prior put back in all arms (see :class:`WatchedMembers`).
     Metrics are the end's: ``test/auroc``, ``test/auprc``, ``test/brier``, ``test/loss`` and the
     same under ``val/``.
     """
@@ -180,7 +181,9 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
     total = recipe.epochs * dm.batches_per_epoch
     steps = np.unique(np.linspace(0, total, recipe.looks + 1).round().astype(np.int64)[1:])
     rows = {part: dm.rows(part).x for part in ("val", "test")}
-    members.watch(rows, steps.tolist(), optimizer=recipe.optimizer, ema=recipe.ema)
+    members.watch(
+        rows, steps.tolist(), shift=dm.logit_shift, optimizer=recipe.optimizer, ema=recipe.ema
+    )
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
@@ -195,7 +198,7 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
         )
         trainer.fit(members, stacked(dm, together))
     members.keep_best()
-    ends = {part: members.logits(x) for part, x in rows.items()}
+    ends = {part: members.logits(x, members.logit_shift) for part, x in rows.items()}
     many = len(seeds)
     weights = [row.numpy().tobytes() for row in members.net.rows().cpu()[:many]]
     val, test = ([*members.seen[part], ends[part]] for part in ("val", "test"))
