@@ -95,6 +95,7 @@ def effects(
     *,
     xlabel: str,
     nothing: float = 0.0,
+    rows: Sequence[str] | None = None,
 ) -> Axes:
     """Draw what each practice does, with its interval, about the line of no effect.
 
@@ -106,16 +107,17 @@ def effects(
         found: Series, such as "leave one out" -> practice -> effect.
         xlabel: Name of the axis: which way is better, and the unit.
         nothing: Where no effect is: 0 for a difference, 1 for a ratio.
+        rows: The practices from the top down; None: as they come.
     """
-    practices = list(dict.fromkeys(name for series in found.values() for name in series))
+    practices = list(rows or dict.fromkeys(name for series in found.values() for name in series))
     styles = zip(found.items(), cycle(COLORS), cycle(MARKERS), strict=False)
-    for number, ((series, of), color, marker) in enumerate(styles):
-        shift = 0.34 * (number - (len(found) - 1) / 2)
+    for (series, of), color, marker in styles:
         seeds = sorted({m.n for m in of.values() if m.n is not None})
         many = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
         ax.plot([], [], marker, color=color, linestyle="none", label=f"{series}, {many}")
         for name, metric in of.items():
-            row = practices.index(name) + shift
+            here = [other for other in found if name in found[other]]
+            row = practices.index(name) + 0.4 * (here.index(series) - (len(here) - 1) / 2)
             _effect(ax, metric, row, color=color, marker=marker, nothing=nothing)
             missing = not np.isfinite(metric.value)
             said = metric.method if missing else interval(metric, ".2f" if nothing == 1 else "+.3f")

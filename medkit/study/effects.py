@@ -112,6 +112,11 @@ class Effects:
         columns["failed"] = [row.failed_with + row.failed_without for row in self.rows]
         return pd.DataFrame(columns)
 
+    @property
+    def practices(self) -> list[str]:
+        """Names in order, for the rows of a figure."""
+        return list(dict.fromkeys(row.practice for row in self.rows))
+
     def of(self, what: str) -> dict[str, dict[str, Metric]]:
         """Return way -> practice -> "gain" or "wider", for ``medkit.plot.effects``."""
         found: dict[str, dict[str, Metric]] = {}

@@ -86,3 +86,14 @@ def test_series_of_effects_share_the_row_of_their_practice(ax: Axes) -> None:
     assert texts(ax)[-1] == "it died"
     assert legend(ax) == "left out, 5 seeds\nadded, 4 to 5 seeds"
     assert ax.get_xscale() == "linear"
+
+
+def test_effects_stand_in_the_order_asked_for_beside_those_of_their_practice(ax: Axes) -> None:
+    found = {
+        "left out": {"a": Metric(0.1, 0.0, 0.2, n=5)},
+        "added": {"b": Metric(0.3, 0.2, 0.4, n=5), "a": Metric(0.2, 0.1, 0.3, n=5)},
+    }
+    plot.effects(ax, found, xlabel="gain", rows=["b", "a"])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b", "a"]
+    at = {text.get_text()[:6]: round(text.get_position()[1], 2) for text in ax.texts}
+    assert at == {"+0.300": 0, "+0.100": 0.8, "+0.200": 1.2}

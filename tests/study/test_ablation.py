@@ -336,8 +336,8 @@ def test_effects_go_into_tables_metrics_and_a_figure() -> None:
     assert arms.loc["recipe without calm", "band_%"] > 3 * arms.loc["recipe", "band_%"]
     assert "ablation/calm_left_out/wider" in found.metrics()
     figure, ax = plt.subplots()
-    plot.effects(ax, found.of("wider"), xlabel="band without it / with it", nothing=1)
+    plot.effects(ax, found.of("wider"), xlabel="ratio", nothing=1, rows=found.practices)
     figure.canvas.draw()
     rows = [label.get_text() for label in ax.get_yticklabels()]
-    assert rows == ["calm", "skill", "calm and skill", "idle"]
+    assert rows == ["calm", "skill", "idle", "calm and skill"]
     plt.close(figure)
