@@ -160,6 +160,9 @@ class AveragedWeights(WeightAveraging):
             norm.train()
         try:
             self._pass(trainer, pl_module)
+            if trainer.world_size > 1:  # a sampler of somebody's deals each process its own rows
+                for buffer in [buffer for norm in norms for buffer in norm.buffers()]:
+                    torch.distributed.broadcast(buffer, src=0)
         finally:
             for part, training in modes:
                 part.training = training

@@ -241,6 +241,13 @@ def test_the_strength_follows_the_gap_epoch_by_epoch(
     assert schedule.events[1]["detail"] == "gap 0.5: training loss 1, validation loss 2"
 
 
+@pytest.mark.gpu
+def test_the_gap_is_the_same_on_an_accelerator(quiet: dict[str, Any]) -> None:
+    schedule = AugmentationSchedule(ByGap(start=0.2))
+    fit(quiet | {"accelerator": "auto"}, schedule, net=Given([1.0] * 3, [2.0] * 3))
+    assert schedule.strengths == pytest.approx({0: 0.2, 1: 0.3, 2: 0.4})
+
+
 def test_without_a_new_validation_loss_the_strength_stays(quiet: dict[str, Any]) -> None:
     schedule = AugmentationSchedule(ByGap())
     net = Given([1.0] * 4, [2.0] * 4)

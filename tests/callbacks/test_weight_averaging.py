@@ -245,3 +245,14 @@ def test_a_batch_whose_inputs_are_not_known_is_refused(quiet: dict[str, Any]) ->
     with pytest.raises(ValueError, match=r"hold one first; found Named and a dict.*forward=lambda"):
         run(AveragedWeights(buffers="reestimate"))
     run(AveragedWeights(buffers="reestimate", forward=lambda net, batch: net(batch["image"])))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("buffers", ["copy", "reestimate"])
+def test_the_average_lies_beside_the_net_on_an_accelerator(
+    buffers: Any, quiet: dict[str, Any]
+) -> None:
+    average = AveragedWeights(buffers=buffers)
+    net, trainer = fit(quiet | {"accelerator": "auto"}, average)
+    assert next(average._averaged().parameters()).device == trainer.strategy.root_device
+    assert net.auroc[-1] > 0.88
