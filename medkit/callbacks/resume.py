@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from medkit.callbacks import boundary
@@ -34,15 +33,11 @@ from medkit.record.checkpoints import (
     checkpoint_name,
     checkpoints,
     clean,
-    commit,
     is_sound,
-    make_room,
-    prune,
     set_aside,
 )
 
 _log = logging.getLogger(__name__)
-PATIENCE = 5  # points in a row that cannot be written before training stops
 
 
 class ResumePoints(Checkpoint):
@@ -93,7 +88,6 @@ class ResumePoints(Checkpoint):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}. One sound point must remain.")
         self.folder = Path(folder)
-        self.keep = keep
         self.identity = dict(identity or {})
         self.on_changed = on_changed
         self.on_saved = on_saved
@@ -105,8 +99,8 @@ class ResumePoints(Checkpoint):
         self._content = Content(
             on_inexact or (lambda reason: _log.warning("not exact: %s", reason))
         )
-        self._writer = Writer()
-        self._failed = 0  # points in a row
+        self._writer = Writer(keep, self._not_written)
+        self._place = (0, 0)  # epoch and batch of the point being written
         self._copies = extra.HostCopies()
         self._alone = True
 
@@ -231,7 +225,7 @@ class ResumePoints(Checkpoint):
         The loss shows when a batch is asked for, and then the state is whole: it is saved.
         """
         self._let_go(trainer)
-        self._let_land()
+        self._writer.let_land()
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         if self.signals.first is None or not is_lost(exception) or not trainer.training:
             return
@@ -243,7 +237,7 @@ class ResumePoints(Checkpoint):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wait for the disk."""
         self._let_go(trainer)
-        self._let_land()
+        self._writer.let_land()
 
     def _save_and_stop(self, trainer: pl.Trainer, batch_idx: int) -> NoReturn:
         point = "A resume point is"
@@ -281,7 +275,7 @@ class ResumePoints(Checkpoint):
     def _save(
         self, trainer: pl.Trainer, batch_idx: int, *, wait: bool = True, finished: bool = False
     ) -> None:
-        self._landed(trainer, last=False)
+        self._writer.landed(last=False)
         late = self._flush(trainer)
         place = {
             "epoch": trainer.current_epoch,
@@ -295,9 +289,10 @@ class ResumePoints(Checkpoint):
             return  # all have collected; only the first of them writes
         name = FINISHED if finished else checkpoint_name(trainer.current_epoch, batch_idx)
         checkpoint = extra.plain(collected, "checkpoint", self._copies)
-        self._writer.submit(lambda: self._write(self.folder / name, checkpoint, late))
+        self._place = (trainer.current_epoch, batch_idx)
+        self._writer.submit(self.folder / name, checkpoint, late)
         if wait:
-            self._landed(trainer, last=True)
+            self._writer.landed(last=True)
         if self.on_saved is not None:
             self.on_saved(trainer.current_epoch, batch_idx, trainer.global_step)
 
@@ -310,48 +305,10 @@ class ResumePoints(Checkpoint):
             return error
         return None
 
-    def _write(self, path: Path, checkpoint: dict[str, Any], late: OSError | None) -> None:
-        def write(temp: Path) -> None:
-            if late is not None:  # a point without its logs would be resumed from to other logs
-                raise late
-            torch.save(checkpoint, temp)
-
-        try:
-            commit(path, write)
-        except CheckpointWriteError:
-            if not make_room(path.parent):
-                raise
-            commit(path, write)
-        prune(path.parent, self.keep)
-
     # ---- what is survived --------------------------------------------------------------------
 
-    def _landed(self, trainer: pl.Trainer, *, last: bool) -> None:
-        """Wait for the point being written; raise when it fails and training must not go on."""
-        try:
-            if self._writer.join():
-                self._failed = 0
-        except CheckpointWriteError as error:
-            self._failed += 1
-            stop = last or self._failed >= PATIENCE
-            batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            self._tell(
-                "resume point not written",
-                "training stopped" if stop else "training went on without it",
-                trainer.current_epoch,
-                batch,
-                f"{self._failed} in a row; {type(error.__cause__).__name__}",
-            )
-            _log.warning("%s", error)
-            if stop:
-                raise
-
-    def _let_land(self) -> None:
-        """Wait for the point being written: the fit ends for another reason, which counts."""
-        try:
-            self._writer.join()
-        except CheckpointWriteError as error:
-            _log.error("%s", error)
+    def _not_written(self, action: str, detail: str) -> None:
+        self._tell("resume point not written", action, *self._place, detail)
 
     def _worker_lost(self, place: PlaceBatch, said: str) -> None:
         self._tell("loader worker died", "new workers started", place.epoch, place.batch, said)

@@ -177,7 +177,7 @@ class DataProbe:
 
     def _batches(self, loader: KeyedLoader, workers: int, *, trace: bool) -> list[Any]:
         again = with_workers(loader, workers)
-        again._order_of = ((0, 0), loader.places(0)[:_BATCHES])
+        again._order_of = ((0, 0, None), loader.places(0)[:_BATCHES])
         again._inner.dataset.__class__ = _TracedFetch if trace else _PlainFetch
         vars(again._fetch)["tracer"] = (self.twice.named, self.twice.roots)
         return list(again)

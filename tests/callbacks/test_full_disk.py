@@ -15,7 +15,7 @@ import pytest
 import pytorch_lightning as pl
 
 from benchmarks._kills import differing, outcome, until_done
-from medkit.callbacks.resume import PATIENCE
+from medkit.callbacks.writer import PATIENCE
 from medkit.record.checkpoints import checkpoints, is_sound
 from medkit.record.folder import RunFolder
 from medkit.record.ledger import Ledger
