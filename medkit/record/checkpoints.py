@@ -49,6 +49,7 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
         write_synced(digest_temp, f"{sha256_file(temp)}\n".encode())
         digest_temp.replace(digest)
         temp.replace(path)
+        sync_folder(path.parent)
     except BaseException as error:
         for half in (temp, digest_temp):  # on a full disk they would keep it full
             half.unlink(missing_ok=True)
@@ -59,7 +60,6 @@ def commit(path: Path, write: Callable[[Path], None]) -> None:
                 "before it are intact: make room or make the folder writable, and run again."
             ) from error
         raise
-    sync_folder(path.parent)
 
 
 def checkpoints(folder: Path) -> list[Path]:

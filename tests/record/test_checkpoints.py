@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from medkit.record.checkpoints import (
     commit,
     digest_path,
     is_sound,
+    make_room,
     newest_sound,
     prune,
     set_aside,
@@ -220,3 +222,44 @@ def test_an_error_at_any_step_of_the_commit_leaves_a_folder_to_resume_from(
     clean(tmp_path)
     assert newest_sound(tmp_path) == three[-1]
     assert not (tmp_path / FINISHED).exists()
+
+
+def test_a_folder_that_cannot_be_synced_is_told_as_any_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("medkit.record.checkpoints.sync_folder", no_room)
+    path = tmp_path / checkpoint_name(0, 1)
+    with pytest.raises(CheckpointWriteError, match="No space left"):
+        commit(path, lambda temp: temp.write_bytes(b"weights"))
+    assert is_sound(path)  # it may only not outlive a power cut
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.sha256"]
+
+
+def free(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+
+
+def test_older_ones_make_room_only_where_there_is_none(
+    tmp_path: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 10**9)
+    assert not make_room(tmp_path)
+    assert len(checkpoints(tmp_path)) == 3
+    free(monkeypatch, 0)
+    newest = checkpoints(tmp_path)[-1]
+    assert make_room(tmp_path)
+    assert checkpoints(tmp_path) == [newest]
+    assert not make_room(tmp_path)
+
+
+def test_they_stay_where_the_newest_is_damaged(
+    tmp_path: Path, three: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints(tmp_path)[-1].write_bytes(b"torn")
+    free(monkeypatch, 0)
+    assert not make_room(tmp_path)
+    assert len(checkpoints(tmp_path)) == 3
