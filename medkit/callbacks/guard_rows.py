@@ -11,11 +11,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from medkit import keyed as keys
 from medkit.data.loader import KeyedLoader
 
 Row = int | str
+_FEW = 1 << 15  # numbers that are copied faster than looked at in place
 
 
 def rows_of(trainer: pl.Trainer, batch: Any, batch_idx: int) -> list[Row] | None:
@@ -160,6 +162,18 @@ def norm_of(gradients: Sequence[Tensor]) -> list[Tensor]:
     dense = [g.coalesce()._values() if g.is_sparse else g for g in gradients]
     half = any(g.dtype in (torch.float16, torch.bfloat16) for g in dense)
     return list(torch._foreach_norm(dense, 2, torch.float32 if half else None))
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of all gradients: of a small net in two calls, since each counts there."""
+    numbers = 0
+    for gradient in gradients:
+        if gradient.dtype is not torch.float32 or gradient.is_sparse:
+            numbers = _FEW + 1
+        numbers += gradient.numel()
+    if numbers <= _FEW:
+        return torch.linalg.vector_norm(_flatten_dense_tensors(gradients))
+    return torch.linalg.vector_norm(torch.stack(norm_of(gradients)))
 
 
 def first_not_finite(module: nn.Module, forward: Callable[[], object]) -> str:

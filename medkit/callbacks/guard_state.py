@@ -28,8 +28,8 @@ class Before:
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
-        module = trainer.lightning_module
+        self._loop = trainer.fit_loop.epoch_loop
+        self._module = module = trainer.lightning_module
         places = [
             (part, name)
             for part in module.modules()
@@ -58,9 +58,9 @@ class Before:
             kept.take(_buffer(at))
         if self._metrics:
             self._counted = [(m, m._update_count, _states(m)) for m in self._metrics]
-        self._attributes = own = dict(vars(self._trainer.lightning_module))
+        self._attributes = own = vars(self._module).copy()
         self._lengths = [(value, len(value)) for value in own.values() if type(value) is list]
-        results = self._trainer.fit_loop.epoch_loop._results
+        results = self._loop._results
         self._logged = {
             key: {name: vars(one).get(name) for name in _COUNTED} for key, one in results.items()
         }
@@ -78,13 +78,13 @@ class Before:
                 for name, value in states.items():
                     setattr(metric, name, value)
                 metric._update_count = count
-        own = vars(self._trainer.lightning_module)
+        own = vars(self._module)
         for name in [name for name in own if name not in self._attributes]:
             del own[name]
         own.update({k: v for k, v in self._attributes.items() if k not in _HIDDEN})
         for grown, length in self._lengths:
             del grown[length:]
-        results = self._trainer.fit_loop.epoch_loop._results
+        results = self._loop._results
         for key in [key for key in results if key not in self._logged]:
             del results[key]
         for key, values in self._logged.items():

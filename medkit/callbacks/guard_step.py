@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 
 from medkit.callbacks.guard_window import Window
 
-_FEW = 32  # gradients whose norms are put together in Python
-
 
 class Hold:
     """Keeps what a step that must not happen would move although it has no gradients."""
@@ -38,7 +36,7 @@ class Hold:
         for group in optimizer.param_groups:
             settings = {name: value for name, value in group.items() if name != "params"}
             self._groups.append((group, settings))
-        scaler = _scaler(self._trainer)
+        scaler = scaler_of(self._trainer)
         if scaler is not None and self._scale is None:
             self._scale = scaler.state_dict()
         if scaler is not None and _unscales_itself(optimizer):
@@ -52,7 +50,7 @@ class Hold:
         """After the step: put back what it moved all the same, the step count included."""
         for group, settings in self._groups:
             group.update(settings)
-        scaler = _scaler(self._trainer)
+        scaler = scaler_of(self._trainer)
         if scaler is not None and self._scale is not None:
             scaler.load_state_dict(self._scale)
         loop = self._trainer.fit_loop.epoch_loop
@@ -108,12 +106,14 @@ class Seen:
 
     def what_is_wrong(self, of_loss: Window, of_norm: Window) -> str:
         """Return what the losses and the norm show; empty when they are in order."""
-        if not all(map(math.isfinite, self.losses)):
-            return "non-finite loss"
+        for loss in self.losses:  # plain loops: this is run at each step
+            if not math.isfinite(loss):
+                return "non-finite loss"
         if not math.isfinite(self.norm):
             return "non-finite gradient"
-        if any(self.over(of_loss)):
-            return "loss spike"
+        for loss, size in zip(self.losses, self.sizes, strict=True):
+            if loss > of_loss.limit_for(size):
+                return "loss spike"
         return "gradient spike" if self.norm > of_norm.limit_for(sum(self.sizes)) else ""
 
     def add_to(self, of_loss: Window, of_norm: Window) -> None:
@@ -123,26 +123,22 @@ class Seen:
         of_norm.add(self.norm, sum(self.sizes))
 
 
-def gather(
-    trainer: pl.Trainer, losses: Sequence[tuple[Tensor, int]], norms: Sequence[Tensor]
-) -> Seen:
+def gather(trainer: pl.Trainer, losses: Sequence[tuple[Tensor, int]], norm: Tensor) -> Seen:
     """Return what all processes have seen.
 
     Args:
         trainer: The fit's.
         losses: Of this process's micro-batches, with their sizes.
-        norms: Of each gradient.
+        norm: Of the gradient.
     """
     sizes = [size for _, size in losses]
-    whole = slice(None)
-    if trainer.world_size == 1 and norms[0].device.type == "cpu" and len(norms) <= _FEW:
-        mine = [float(loss) for loss, _ in losses]  # twice as fast as a stack
-        return Seen(mine, sizes, whole, math.hypot(*(float(one) for one in norms)))
-    norm = torch.linalg.vector_norm(torch.stack(list(norms)))
+    alone = trainer.world_size == 1
+    if alone and norm.is_cpu:
+        return Seen([loss.item() for loss, _ in losses], sizes, slice(None), norm.item())
     values = torch.stack([value.float().reshape(()) for value in (*(v for v, _ in losses), norm)])
-    if trainer.world_size == 1:
+    if alone:
         *mine, total = values.tolist()  # waits for the device, once a step
-        return Seen(mine, sizes, whole, total)
+        return Seen(mine, sizes, slice(None), total)
     values = torch.cat([values, values.new_tensor(sizes)])
     parts = [torch.empty_like(values) for _ in range(trainer.world_size)]
     torch.distributed.all_gather(parts, values)
@@ -157,24 +153,21 @@ def gather(
     )
 
 
-def unscaled(trainer: pl.Trainer, optimizer: Optimizer, norm: float) -> float:
+def unscaled(scaler: Any, optimizer: Optimizer, norm: float) -> float:
     """Return the norm without the loss scale, which some fused optimizers take out themselves."""
-    scaler = _scaler(trainer)
-    if scaler is None or not _unscales_itself(optimizer):
-        return norm
-    return norm / float(scaler.get_scale())
+    return norm / float(scaler.get_scale()) if _unscales_itself(optimizer) else norm
 
 
-def found_inf(trainer: pl.Trainer, norm: float) -> bool:
+def found_inf(scaler: Any, norm: float) -> bool:
     """Whether a GradScaler met an infinity of its own scale: normal, and it skips that step.
 
     At a scale of 1 and below it is the gradient that is not finite.
     """
-    scaler = _scaler(trainer)
-    return scaler is not None and not math.isfinite(norm) and scaler.get_scale() > 1
+    return not math.isfinite(norm) and scaler.get_scale() > 1
 
 
-def _scaler(trainer: pl.Trainer) -> Any:
+def scaler_of(trainer: pl.Trainer) -> Any:
+    """Return the GradScaler of this fit, None where there is none."""
     plugin = trainer.precision_plugin
     return plugin.scaler if isinstance(plugin, MixedPrecision) else None
 

@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from medkit.callbacks import guard_step
 from medkit.callbacks.guard_policy import GuardSettings, Policy
-from medkit.callbacks.guard_rows import Row, norm_of, rows_of, samples, without
+from medkit.callbacks.guard_rows import Row, norm_of, rows_of, samples, total_norm, without
 from medkit.callbacks.guard_search import Fault, Micro, find_rows
 from medkit.callbacks.guard_state import Before
 from medkit.callbacks.guard_window import Window
@@ -111,6 +111,10 @@ class SpikeGuard(pl.Callback):
         self._guarding = True
         self._before = Before(trainer)
         self._hold = guard_step.Hold(trainer)
+        # looked up once: properties of a Trainer lead through three objects
+        self._scaler = guard_step.scaler_of(trainer)
+        self._progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        self._module = pl_module
         self._micros: list[Micro] = []
         self._faults: list[Fault] = []
         self._void = False
@@ -144,8 +148,8 @@ class SpikeGuard(pl.Callback):
 
     def _step(self, trainer: pl.Trainer, training_step: Any, batch: Any, *rest: Any) -> Any:
         """Take the place of the strategy's ``training_step``."""
-        number = trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
-        by_itself = trainer.lightning_module.automatic_optimization
+        number = self._progress.ready - 1
+        by_itself = self._module.automatic_optimization
         if not by_itself or number % trainer.accumulate_grad_batches == 0:
             self._micros.clear()
             self._void = False
@@ -179,28 +183,30 @@ class SpikeGuard(pl.Callback):
         """Judge the step: gradients are whole and unscaled, and not yet clipped."""
         if not self._guarding:
             return
-        number = next(n for n, one in enumerate(trainer.optimizers) if one is optimizer)
+        optimizers = trainer.optimizers
+        number = 0 if optimizers[0] is optimizer else optimizers.index(optimizer)
         groups, weights = self._weights.get(number, (0, []))
         if groups != len(optimizer.param_groups):  # the first time, or layers were unfrozen
             weights = guard_step.weights_of(optimizer)
             self._weights[number] = (len(optimizer.param_groups), weights)
-        pairs = [(p, gradient) for p in weights if (gradient := p.grad) is not None]
-        if not pairs:
+        grads = [gradient for p in weights if (gradient := p.grad) is not None]
+        if not grads:
             return
-        norms = norm_of([gradient for _, gradient in pairs])
         losses = [(micro.loss, micro.size) for micro in self._micros if micro.loss is not None]
-        seen = guard_step.gather(trainer, losses, norms)
-        seen.norm = guard_step.unscaled(trainer, optimizer, seen.norm)
+        seen = guard_step.gather(trainer, losses, total_norm(grads))
+        if self._scaler is not None:
+            seen.norm = guard_step.unscaled(self._scaler, optimizer, seen.norm)
+            if guard_step.found_inf(self._scaler, seen.norm) and not any(seen.over(self._losses)):
+                return  # the scaler looks for its scale, and leaves the step out itself
         window, gradients = self._norms[number]
-        if guard_step.found_inf(trainer, seen.norm) and not any(seen.over(self._losses)):
-            return  # the scaler looks for its scale, and leaves the step out itself
-        if gradients != len(pairs):  # layers were frozen or unfrozen
+        if gradients != len(grads):  # layers were frozen or unfrozen
             window.forget()
-            self._norms[number] = (window, len(pairs))
+            self._norms[number] = (window, len(grads))
         self.policy.steps += 1
         event = seen.what_is_wrong(self._losses, window)
         if event:
-            names = [self._names.get(id(p), "unnamed") for p, _ in pairs]
+            names = [self._names.get(id(p), "unnamed") for p in weights if p.grad is not None]
+            norms = norm_of(grads)
             fault = Fault.found(event, seen, self._losses, window, optimizer, names, norms)
             self._faults.append(fault)
             self._hold.void(optimizer)
@@ -217,7 +223,7 @@ class SpikeGuard(pl.Callback):
         self._hold.rates_back()
         if self._faults:
             faults, self._faults = self._faults, []
-            self._void = trainer.lightning_module.automatic_optimization
+            self._void = self._module.automatic_optimization
             self._hold.put_back()
             self._before.put_back()
             for fault in faults:

@@ -16,7 +16,7 @@ from benchmarks._kills import Kill, differing, outcome, until_done
 from benchmarks._spikes import BATCHES, Net, loader, rows
 from medkit.callbacks.fingerprint import SettingsChangedError
 from medkit.callbacks.guard_policy import GuardSettings, TrainingUnstableError
-from medkit.callbacks.guard_rows import at_fault, take, without
+from medkit.callbacks.guard_rows import at_fault, take, total_norm, without
 from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.guard_window import Window, threshold
 from medkit.callbacks.spike_guard import SpikeGuard
@@ -252,6 +252,17 @@ def test_parts_of_a_batch_keep_its_types() -> None:
     batch = Rowed(torch.arange(4.0), torch.arange(4), torch.arange(4))
     assert isinstance(take(batch, [1], 4), Rowed)
     assert take([torch.arange(2), torch.tensor(3)], [1], 2)[0].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"), [(3, torch.float32), (400, torch.float32), (3, torch.float16)]
+)
+def test_the_norm_is_that_of_all_gradients_together(size: int, kind: torch.dtype) -> None:
+    parts = [torch.full((size, size), 0.5, dtype=kind), torch.full((size,), 2.0)]
+    parts.append(torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (4,)))
+    for gradients in (parts, parts[:2]):
+        whole = torch.cat([one.to_dense().double().flatten() for one in gradients])
+        assert float(total_norm(gradients)) == pytest.approx(float(whole.norm()))
 
 
 @pytest.mark.parametrize(("count", "rate"), [(32, 1e-3), (128, 1e-3), (128, 1e-4)])
