@@ -13,6 +13,7 @@ and started again as often, on the same faults.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ import torch
 from report import Report, wilson
 
 import medkit.start
+from medkit.data.ehr import EHRDataModule
 from medkit.jobs.causes import worker_died
 from medkit.jobs.plan import Request
 from medkit.record import identity
@@ -48,6 +50,8 @@ from medkit.study.chaos_command import RETRIES, chaos_command
 from medkit.study.chaos_table import Row, rows
 from medkit.study.faults import FAULTS, FLAGGED, INSIDE, RECOVERED, RESUMED
 from medkit.study.faults_inject import inject
+from medkit.study.faults_reference import compare_with
+from medkit.synth.ehr import make_hospitals
 
 CLEAN_SEEDS, SEEDS = 40, 11
 STOCK_CLEAN, STOCK_SEEDS = 20, 3
@@ -55,6 +59,7 @@ ONLY = {  # what can happen to one of the two alone
     "table": {fault.name for fault in FAULTS.values() if fault.must == FLAGGED},
     "images": {"dead_worker", "corrupt_file"},
 }
+FRESH, LIKE = 1000, 20  # first seed of further tables; how many of them are left as they are
 AGAIN = 75  # exit code of a process whose worker died: `medkit run` starts it again
 REAL = ("sigkill", "sigterm", "truncated_checkpoint", "dead_worker", "disk_full", "nan_sample",
         "duplicated_patients")  # fmt: skip
@@ -92,6 +97,7 @@ def main() -> int:
         stock = {recipe: suite for (recipe, stock), suite in suites.items() if stock}
         report.note(f"{(time.monotonic() - began) / 60:.1f} min for all forks, 2 at a time")
         _print(report, kit, stock)
+        _unchanged(report, folder, paths)
         _by_medkit_run(report, folder, paths)
     finally:
         if "CHAOS_KEEP" not in os.environ:
@@ -133,7 +139,7 @@ def _follow(
     """Run a trial to its end, as ``medkit run --retries`` and a scheduler would."""
     trial.folder.mkdir(parents=True)
     order = suite.order(trial)
-    paths = paths | _changed(trial, paths)
+    paths = paths | _changed(trial)
     restarts = 0
     while True:
         code = _fork(partial(_disturbed, order, work, recipe, trial, paths), trial.folder / "log")
@@ -157,12 +163,12 @@ def _disturbed(order: Any, work: Callable[..., None], *arguments: Any) -> None:
     work(*arguments)
 
 
-def _changed(trial: Trial, paths: dict[str, str]) -> dict[str, str]:
-    """Write a table whose truth is changed, where that is the fault."""
+def _changed(trial: Trial) -> dict[str, str]:
+    """Write a table of other patients whose truth is changed, where that is the fault."""
     if trial.fault == CLEAN or FAULTS[trial.fault].must != FLAGGED:
         return {}
     path = trial.folder / "table.csv"
-    table = pd.read_csv(paths["table"])
+    table = pd.read_csv(io.StringIO(make_hospitals(seed=FRESH + trial.seed).encounters_csv()))
     roles = {"target": "died", "patient": "patient_id"}
     faults_tables.change(table, trial.fault, seed=trial.seed, **roles).to_csv(path, index=False)
     (trial.folder / "witness.jsonl").write_text('{"event": "happened"}\n')
@@ -273,6 +279,19 @@ def _print(report: Report, kit: dict[str, Suite], stock: dict[str, Suite]) -> No
 def _sum(found: list[Row], *must: str) -> tuple[int, int]:
     of = [row for row in found if row.fault.must in must]
     return sum(row.as_they_must for row in of), sum(row.runs for row in of)
+
+
+def _unchanged(report: Report, folder: Path, paths: dict[str, str]) -> None:
+    """Print how often tables of other patients of the same hospitals are flagged."""
+    of, quiet = 5 if report.quick else LIKE, 0
+    for number in range(of):
+        table = folder / "like.csv"
+        table.write_text(make_hospitals(seed=FRESH + 500 + number).encounters_csv())
+        dm = EHRDataModule(table, target="died", site="site", contract=paths["contract"])
+        dm.setup()
+        noted = [finding for finding in dm.findings if finding.severity != "note"]
+        quiet += not noted and not compare_with(dm, paths["reference"])
+    report.share("chaos/like tables not flagged", quiet, of, at_least=1.0)
 
 
 def _by_medkit_run(report: Report, folder: Path, paths: dict[str, str]) -> None:
