@@ -119,8 +119,12 @@ class Run:
         y: ArrayLike,
         score: ArrayLike,
         site: Sequence[str] | None = None,
+        patient_ids: Sequence[object] | None = None,
     ) -> Path:
-        """Write ``predictions/<name>.parquet``: row pseudonym, site, y, score."""
+        """Write ``predictions/<name>.parquet``: row pseudonym, site, y, score, patient pseudonym.
+
+        Name the patients where some have several rows: ``medkit compare`` then resamples patients.
+        """
         import pandas as pd
 
         path = self.folder.subfolder("predictions") / f"{safe_name(name)}.parquet"
@@ -132,6 +136,8 @@ class Run:
                 "score": np.asarray(score),
             }
         )
+        if patient_ids is not None:
+            table["patient"] = [pseudonym(patient) for patient in patient_ids]
         table.to_parquet(path, index=False)
         return path
 

@@ -25,6 +25,7 @@ from medkit.record.pseudonym import pseudonym
 from medkit.record.results import Metric
 from medkit.run import Run, StageFinishedError
 from medkit.start import start_run
+from medkit.study.runs import from_runs
 
 pytestmark = pytest.mark.usefixtures("_as_before_a_run")
 
@@ -368,6 +369,18 @@ def test_predictions_hold_pseudonyms_and_no_ids(run: Run) -> None:
     assert not [
         file for file in run.dir.rglob("*") if file.is_file() and b"MRN-" in file.read_bytes()
     ]
+
+
+def test_predictions_of_patients_with_several_rows_are_compared_by_patient(run: Run) -> None:
+    rows, patients = ["p1:0", "p1:1", "p2:2"], ["p1", "p1", "p2"]
+    many = {"row_ids": rows, "patient_ids": patients, "y": [0, 1, 1], "score": [0.1, 0.2, 0.3]}
+    table = pd.read_parquet(run.predictions("test", **many))
+    assert table["patient"].tolist() == [pseudonym(name) for name in patients]
+    run.finish()
+    read = from_runs(run.dir, [run.folder], None)
+    assert read.groups is not None
+    assert len(set(read.groups.tolist())) == 2
+    assert read.notes == ()
 
 
 @pytest.mark.parametrize("name", ["../test", "a/b", "", "a\0b"])

@@ -80,6 +80,12 @@ class RowsDataModule(pl.LightningDataModule):
         patient = self._ready()[0].patient
         return [f"{patient[r]}:{r}" for r in map(int, row)]
 
+    def whose(self, row: Tensor | Sequence[int]) -> dict[str, list[str]]:
+        """Return what ``run.predictions`` is to know of rows: their ids, patients and sites."""
+        table, at = self._ready()[0], [int(r) for r in row]
+        patients, sites = (column[at].tolist() for column in (table.patient, table.site))
+        return {"row_ids": self.row_ids(at), "patient_ids": patients, "site": sites}
+
     def missingness(self) -> dict[str, dict[str, float]]:
         """Return site -> feature -> share missing, coded ones counted, over all rows."""
         table = self._ready()[0]

@@ -324,3 +324,14 @@ def test_raw_values_keep_what_is_missing() -> None:
 def test_folds_that_contradict_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EHRDataModule("nowhere.csv", target="died", **settings)
+
+
+def test_rows_are_named_for_predictions_by_row_patient_and_site() -> None:
+    dm = EHRDataModule(ENCOUNTERS, target="died", site="site", patient="patient_id")
+    dm.setup()
+    table = pd.read_csv(ENCOUNTERS)
+    at = dm.rows("val").row
+    named = dm.whose(at)
+    assert named["patient_ids"] == table["patient_id"][at.tolist()].astype(str).tolist()
+    assert named["site"] == table["site"][at.tolist()].tolist()
+    assert named["row_ids"] == dm.row_ids(at)
