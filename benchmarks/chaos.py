@@ -45,9 +45,10 @@ from medkit.jobs.causes import worker_died
 from medkit.jobs.plan import Request
 from medkit.record import identity
 from medkit.study import faults_tables
-from medkit.study.chaos import CLEAN, Ended, Suite, Trial, read_ended, witnessed
+from medkit.study.chaos import Suite
 from medkit.study.chaos_command import RETRIES, chaos_command
 from medkit.study.chaos_table import Row, rows
+from medkit.study.chaos_trial import CLEAN, Ended, Trial, read_ended, witnessed
 from medkit.study.faults import FAULTS, FLAGGED, INSIDE, RECOVERED, RESUMED
 from medkit.study.faults_inject import inject
 from medkit.study.faults_reference import compare_with

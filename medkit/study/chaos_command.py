@@ -17,9 +17,10 @@ from medkit.jobs.parameters import read_parameters
 from medkit.jobs.plan import Request, effective, make_plan
 from medkit.jobs.processes import Command, Queue, Slot, share_out
 from medkit.record.files import read_json, write_json, write_text
-from medkit.study import faults_inject, faults_tables
-from medkit.study.chaos import CLEAN, Suite, Trial, read_ended
+from medkit.study import faults_order, faults_tables
+from medkit.study.chaos import Suite
 from medkit.study.chaos_table import in_words, lost, rows
+from medkit.study.chaos_trial import CLEAN, Trial, read_ended
 from medkit.study.faults import FLAGGED, Fault, chosen
 
 RETRIES = 3
@@ -111,7 +112,7 @@ class Runner:
         self._began: dict[Path, float] = {}
         self._site = suite.out / "site"
         self._site.mkdir(exist_ok=True)
-        text = faults_inject.SITE.format(folder=str(self._site))
+        text = faults_order.SITE.format(folder=str(self._site))
         write_text(self._site / "sitecustomize.py", text)
 
     def work(self, trials: Sequence[Trial], jobs: int) -> bool:
@@ -150,7 +151,7 @@ class Runner:
 
         paths += [p for p in [os.environ.get("PYTHONPATH", "")] if p]
         environment = (
-            (faults_inject.VARIABLE, str(order)),
+            (faults_order.VARIABLE, str(order)),
             ("PYTHONPATH", os.pathsep.join(paths)),
         )
         return Command(words, trial.folder / "log", self.request.cwd, environment)

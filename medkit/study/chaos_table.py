@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from medkit.jobs.tables import as_text
 from medkit.metrics.intervals import wilson
-from medkit.study.chaos import Ended, Suite, Verdict
+from medkit.study.chaos import Suite, Verdict
+from medkit.study.chaos_trial import Ended
 from medkit.study.faults import FLAGGED, INSIDE, RECOVERED, RESUMED, Fault
 
 _MUST = {

@@ -1,99 +1,24 @@
 """Faults injected into a process that knows nothing of them: Lightning itself is patched.
 
-``MEDKIT_FAULT`` names a JSON file (:class:`Order`). A ``sitecustomize.py`` that only the suite puts
-on the path calls :func:`when_imported`, and Lightning is patched once it has been imported: under
-``stable_trainer`` and under a stock Trainer alike, below every guard. Nothing of medkit is imported
-here before Lightning is, so that other processes start as quickly as ever.
+Under ``stable_trainer`` and under a stock Trainer alike, below every guard.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "MEDKIT_FAULT"
-SITE = """import sys
-mine = sys.modules.pop("sitecustomize")
-sys.path.remove({folder!r})
-try:
-    import sitecustomize  # the one that this one hides
-except ImportError:
-    pass
-sys.modules["sitecustomize"] = mine
-from medkit.study.faults_inject import when_imported
-when_imported()
-"""
-BIG, GARBAGE = 1e4, 1e4  # factor of an exploding loss; size of finite nonsense
-GARBAGE_SHARE = 0.005
+from medkit.study.faults_order import Order
+from medkit.study.faults_samples import POISON, loaders, poison
+
+BIG = 1e4  # factor of an exploding loss
 DISK_BYTES = 1024  # what still fits on a full disk: no file may be longer
 FULL_FOR = 25  # batches
-_LIGHTNING = "pytorch_lightning.trainer.trainer"
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to happen in a run.
-
-    Attributes:
-        fault: Name of the fault; "" only counts batches.
-        seed: Draws the rows of a fault in the data.
-        batch: The training batch, counted from 0 through the fits that count.
-        folder: Where it is written down what has happened; one a run.
-        checkpoints: Where the run's checkpoints lie.
-        protected: Only fits with the kit's resume points count and are disturbed.
-    """
-
-    fault: str
-    seed: int
-    batch: int
-    folder: str
-    checkpoints: str
-    protected: bool
-
-    def write(self, path: Path) -> None:
-        """Write it for the process that is to be disturbed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self)))
-
-
-def when_imported() -> None:
-    """Patch Lightning when it is imported, if the environment orders a fault."""
-    path = os.environ.get(VARIABLE, "")
-    if path and _LIGHTNING not in sys.modules:
-        sys.meta_path.insert(0, _Watch(Order(**json.loads(Path(path).read_text()))))
-
-
-class _Watch(MetaPathFinder):
-    """Stands in the way of one import, and patches once it is done."""
-
-    def __init__(self, order: Order) -> None:
-        self.order = order
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Return the ordinary spec, its loader followed by the patching."""
-        spec = PathFinder.find_spec(name, path) if name == _LIGHTNING else None
-        if spec is None or spec.loader is None:
-            return None
-        sys.meta_path.remove(self)
-        load = spec.loader.exec_module
-
-        def load_and_patch(module: Any) -> None:
-            load(module)
-            inject(self.order)
-
-        spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
-        return spec
 
 
 def inject(order: Order) -> None:
@@ -277,94 +202,17 @@ class Injector:
 
     def dataloader(self, original: Any, source: Any) -> Any:
         """Poison the datasets that training is given."""
-        loaders = original(source)
-        if source.name == "train_dataloader" and self.order.fault in _POISON:
-            for loader in _loaders(loaders):
+        found = original(source)
+        if source.name == "train_dataloader" and self.order.fault in POISON:
+            for loader in loaders(found):
                 if getattr(loader, "dataset", None) is not None:
                     self._poison(loader.dataset)
-        return loaders
+        return found
 
     def _poison(self, data: Any) -> None:
-        from medkit import keyed
-
-        if getattr(data, "_poisoned", False):
-            return
-        draw, length = keyed.generator(self.order.seed, "fault", self.order.fault), len(data)
-        count = 1
-        if self.order.fault == "finite_garbage":
-            count = max(1, round(GARBAGE_SHARE * length))
-        bad = {int(row) for row in draw.choice(length, count, replace=False)}
-        change = _POISON[self.order.fault]
-        if isinstance(getattr(data, "rows", None), tuple):  # the kit's tables, gathered at once
-            if self.order.fault == "corrupt_file":
-                return  # nothing is read
-            at = getattr(data, "at", None)
-            for row in bad:
-                place = row if at is None else int(at[row])
-                data.rows[0][place] = change(data.rows[0][place])
-        else:
-            _poison_items(data, bad, change)
-        data._poisoned = True
-        self._happened(rows=sorted(bad))
-
-
-def _poison_items(data: Any, bad: set[int], change: Callable[[Any], Any]) -> None:
-    """Have some items of a dataset come out changed; the object stays the same one."""
-    kind = type(data)
-
-    def getitem(self: Any, index: Any) -> Any:
-        item = kind.__getitem__(self, index)
-        return _changed(item, change) if int(index) in bad else item
-
-    methods: dict[str, Any] = {"__getitem__": getitem}
-    if hasattr(kind, "__getitems__"):
-        methods["__getitems__"] = lambda self, many: [self[index] for index in many]
-    made = type(kind.__name__, (kind,), methods | {"__module__": kind.__module__})
-    data.__class__ = made
-
-
-def _changed(item: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a sample whose first part that holds real numbers is changed."""
-    import torch
-    from torch.utils._pytree import tree_flatten, tree_unflatten
-
-    parts, structure = tree_flatten(item)
-    for number, part in enumerate(parts):
-        values = torch.as_tensor(part) if hasattr(part, "dtype") else None
-        if values is not None and values.is_floating_point():
-            changed = change(values)
-            parts[number] = changed if isinstance(part, torch.Tensor) else changed.numpy()
-            break
-    return tree_unflatten(parts, structure)
-
-
-def _nan(values: Any) -> Any:
-    changed = values.clone()
-    changed.view(-1)[0] = math.nan
-    return changed
-
-
-def _garbage(values: Any) -> Any:
-    import torch
-
-    return torch.full_like(values, GARBAGE)
-
-
-def _unreadable(values: Any) -> Any:
-    raise OSError(errno.EIO, "the file is cut short or damaged")
-
-
-_POISON = {"nan_sample": _nan, "finite_garbage": _garbage, "corrupt_file": _unreadable}
-
-
-def _loaders(found: Any) -> Iterator[Any]:
-    if isinstance(found, Mapping):
-        found = list(found.values())
-    for one in found if isinstance(found, list | tuple) else [found]:
-        if isinstance(one, list | tuple | Mapping):
-            yield from _loaders(one)
-        else:
-            yield one
+        rows = poison(data, self.order.fault, self.order.seed)
+        if rows:
+            self._happened(rows=rows)
 
 
 def samples(batch: Any) -> int:

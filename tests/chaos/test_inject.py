@@ -16,7 +16,9 @@ from pytorch_lightning.trainer.connectors.data_connector import _DataLoaderSourc
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medkit.study.faults_inject import BIG, GARBAGE, Order, inject
+from medkit.study.faults_inject import BIG, inject
+from medkit.study.faults_order import Order
+from medkit.study.faults_samples import GARBAGE
 
 _PATCHED = {
     Strategy: ("training_step", "optimizer_step"),

@@ -15,9 +15,10 @@ import pytest
 from medkit.data.ehr import EHRDataModule
 from medkit.jobs.notebook import UsageError
 from medkit.jobs.plan import Request
-from medkit.study.chaos import CLEAN, Ended, Suite, Trial, prediction_limits, read_ended
+from medkit.study.chaos import Suite, prediction_limits
 from medkit.study.chaos_command import chaos_command
 from medkit.study.chaos_table import in_words, lost, rows
+from medkit.study.chaos_trial import CLEAN, Ended, Trial, read_ended
 from medkit.study.faults import FAULTS, FLAGGED, batch_of, chosen
 from medkit.study.faults_reference import compare_with
 from medkit.study.faults_tables import change

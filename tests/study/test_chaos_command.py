@@ -17,10 +17,11 @@ from medkit.jobs.notebook import UsageError
 from medkit.jobs.plan import Request
 from medkit.jobs.processes import Slot
 from medkit.study import chaos_command as command
-from medkit.study.chaos import Ended, Suite, Trial
+from medkit.study.chaos import Suite
 from medkit.study.chaos_command import Runner, Table, chaos_command
+from medkit.study.chaos_trial import Ended, Trial
 from medkit.study.faults import FAULTS
-from medkit.study.faults_inject import SITE, VARIABLE
+from medkit.study.faults_order import SITE, VARIABLE
 
 ROOT = Path(__file__).parents[2]
 KNOBS = """\
