@@ -42,7 +42,9 @@ class Before:
         self._were: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._counted: list[tuple[Metric, int, dict[str, Any]]] = []
-        self._attributes: dict[str, Any] = {}
+        self._names: frozenset[str] = frozenset()
+        self._shown: list[str] = []  # Lightning's own attributes change as they do
+        self._attributes: list[Any] = []
         self._lengths: list[tuple[list[Any], int]] = []
         self._logged: dict[str, dict[str, Any]] = {}
 
@@ -58,8 +60,12 @@ class Before:
             kept.take(_buffer(at))
         if self._metrics:
             self._counted = [(m, m._update_count, _states(m)) for m in self._metrics]
-        self._attributes = own = vars(self._module).copy()
-        self._lengths = [(value, len(value)) for value in own.values() if type(value) is list]
+        own = vars(self._module)
+        if own.keys() != self._names:  # the first time, or there are others
+            self._names = frozenset(own)
+            self._shown = [name for name in own if name not in _HIDDEN]
+        self._attributes = values = [own[name] for name in self._shown]
+        self._lengths = [(value, len(value)) for value in values if type(value) is list]
         results = self._loop._results
         self._logged = {
             key: {name: vars(one).get(name) for name in _COUNTED} for key, one in results.items()
@@ -79,9 +85,9 @@ class Before:
                     setattr(metric, name, value)
                 metric._update_count = count
         own = vars(self._module)
-        for name in [name for name in own if name not in self._attributes]:
+        for name in [name for name in own if name not in self._names]:
             del own[name]
-        own.update({k: v for k, v in self._attributes.items() if k not in _HIDDEN})
+        own.update(zip(self._shown, self._attributes, strict=True))
         for grown, length in self._lengths:
             del grown[length:]
         results = self._loop._results
