@@ -27,7 +27,7 @@ from medkit.models.member import best_weight
 from medkit.models.member_metrics import of_members
 from medkit.models.stacked_loader import stacked
 from medkit.record.pseudonym import pseudonym
-from medkit.study.ablation import Ablation, Practice
+from medkit.study.ablation import WAYS, Ablation, Practice
 from medkit.study.outcomes import Outcome
 from medkit.study.table_members import WatchedMembers
 from medkit.study.table_recipe import TableRecipe
@@ -50,6 +50,7 @@ PRACTICES = (
     Practice("EMA 0.98", on={"ema": 0.98}, off={"ema": None}, used=False),
     Practice("SGD", on={"optimizer": "sgd"}, off={"optimizer": "adamw"}, used=False),
     Practice("five folds", on={"folds": 5}, off={"folds": 1}, used=False),
+    Practice("five seeds", on={"members": 5}, off={"members": 1}, used=False),
 )
 """In the recipe (``used``) is what the evidence speaks for; clip and EMA bought nothing on tables.
 "balanced and corrected" draws have their prior put back, an alternative to plain shuffling; added
@@ -63,6 +64,7 @@ def table_ablation(
     *,
     leave_out: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = (("plain shuffling", "warm-up and cosine"),),
+    ways: Sequence[str] = WAYS,
     **settings: Any,
 ) -> Ablation:
     """Return the ablation of the kit's recipe for tables, to be run by :func:`train`.
@@ -76,6 +78,7 @@ def table_ablation(
             Without a contract, codes, units and ranges are no practices.
         leave_out: Names of :data:`PRACTICES` not to be tried.
         pairs: Practices looked at together too.
+        ways: As :class:`Ablation`'s.
         **settings: Other fields of :class:`TableRecipe`, the same in all arms, such as ``epochs``.
 
     Raises:
@@ -96,6 +99,7 @@ def table_ablation(
         pairs=[pair for pair in pairs if not gone & set(pair)],
         start=[name for name in contract if name not in gone],
         fixed={"logistic regression": {"model": "logistic"}},
+        ways=ways,
     )
 
 
@@ -174,8 +178,9 @@ class _Fitted:
 
 
 def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage: str) -> _Fitted:
+    apart = [seed * recipe.members + k for seed in seeds for k in range(recipe.members)]
     # members are stacked from two on, and do not depend on who the others are
-    together = seeds if len(seeds) > 1 else [*seeds, seeds[0] + 1]
+    together = apart if len(apart) > 1 else [*apart, apart[0] + 1]
     hyper = dict(recipe.net(dm).hparams)
     members = WatchedMembers(**hyper, seeds=together, stage=stage, best_epoch=recipe.best_epoch)
     total = recipe.epochs * dm.batches_per_epoch
@@ -199,10 +204,13 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
         trainer.fit(members, stacked(dm, together))
     members.keep_best()
     ends = {part: members.logits(x, members.logit_shift) for part, x in rows.items()}
-    many = len(seeds)
-    weights = [row.numpy().tobytes() for row in members.net.rows().cpu()[:many]]
-    val, test = ([*members.seen[part], ends[part]] for part in ("val", "test"))
-    return _Fitted(dm, steps, [x[:many] for x in val], [x[:many] for x in test], weights)
+    groups = [range(at, at + recipe.members) for at in range(0, len(apart), recipe.members)]
+    weights = [members.net.rows().cpu()[list(group)].numpy().tobytes() for group in groups]
+    val, test = (
+        [torch.stack([_mean(x[list(group)]) for group in groups]) for x in (*seen, ends[part])]
+        for part, seen in members.seen.items()
+    )
+    return _Fitted(dm, steps, val, test, weights)
 
 
 def _weigh(parts: Sequence[_Fitted], y: Tensor) -> None:
@@ -234,8 +242,8 @@ def _logistic(dm: EHRDataModule, many: int) -> _Fitted:
     return _Fitted(dm, none, [ends["val"]], [ends["test"]], [weights] * many)
 
 
-def _mean(logits: Sequence[Tensor]) -> Tensor:
-    """Return the log odds of the mean probability."""
+def _mean(logits: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the log odds of the mean probability, over the first dimension."""
     if len(logits) == 1:
         return logits[0]
     return torch.stack(list(logits)).double().sigmoid().mean(0).logit()

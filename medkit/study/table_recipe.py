@@ -47,6 +47,7 @@ class TableRecipe:
         weigh: Let validation rows say how much of what the net adds to logistic regression counts.
         best_epoch: Take the epoch of least validation loss, not the last.
         folds: A net for each of so many inner folds, averaged; 1: one net on the split.
+        members: Nets of a seed's own seeds, averaged; 1: one net.
         epochs: Of the fit.
         looks: Evaluations of the curves, evenly over the fit.
         model: "logistic" is the logistic regression itself, which draws nothing.
@@ -71,6 +72,7 @@ class TableRecipe:
     weigh: bool = True
     best_epoch: bool = False
     folds: int = 1
+    members: int = 1
     epochs: int = 30
     looks: int = 80
     model: str = "net"

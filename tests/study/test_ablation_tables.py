@@ -70,6 +70,15 @@ def test_a_member_does_not_depend_on_its_company(table: dict[str, Any]) -> None:
     assert alone[0].weights_sha256 == among.weights_sha256
 
 
+def test_five_seeds_of_a_seed_are_averaged(table: dict[str, Any]) -> None:
+    (averaged,) = end(table, [2], members=3)
+    alone = end(table, [6, 7, 8])
+    assert scores(averaged) == pytest.approx(np.mean([scores(one) for one in alone], 0), abs=1e-6)
+    assert averaged.seed == 2
+    assert len(averaged.curves["monitor/loss"]) == 3
+    assert len({averaged.weights_sha256, *(one.weights_sha256 for one in alone)}) == 4
+
+
 def test_patients_and_rows_leave_as_pseudonyms(table: dict[str, Any]) -> None:
     (outcome,) = end(table, [3])
     assert outcome.predictions is not None
