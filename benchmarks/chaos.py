@@ -219,7 +219,7 @@ def _start(work: Callable[[], None], log: Path) -> int:
             work()
             code = 0
         except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+            code = error.code if isinstance(error.code, int) else 143  # Lightning's own, on SIGTERM
         except BaseException as error:  # the log says it
             code = AGAIN if worker_died(str(error)) else 1
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -33,6 +33,7 @@ class Fault:
         ledger: Words, one of which the event or the action of a ledger line must have; empty: a
             restart, which ``attempts`` of run.json has, or nothing need be done.
         needs: What a training must have for it to happen, in words; empty: nothing.
+        lasts: Batches after which it is over; the training goes on for longer.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Fault:
     lasting: bool = False
     ledger: tuple[str, ...] = ()
     needs: str = ""
+    lasts: int = 0
 
 
 _STEP = ("skipped", "set aside", "rolled back", "replaced", "redrawn", "quarantine")
@@ -71,6 +73,7 @@ FAULTS = {
             "nothing can be written for 25 batches",
             RECOVERED,
             ledger=("not written",),
+            lasts=25,
         ),
         Fault("disk_full", "nothing can be written any more", RESUMED),
         Fault("nan_sample", "one training row holds NaN", INSIDE, True, _STEP),
@@ -120,5 +123,6 @@ def chosen(names: str) -> list[Fault]:
 def batch_of(fault: Fault, seed: int, batches: int) -> int:
     """Return the training batch, counted from 0 through all epochs, at which a fault happens."""
     draw = keyed.generator(seed, "fault", fault.name)
-    first, last = int(EARLIEST * batches), int(LATEST * batches)
+    first = int(EARLIEST * batches)
+    last = min(int(LATEST * batches), batches - fault.lasts - 1)
     return int(draw.integers(first, max(last, first + 1)))

@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from medkit.study.faults import FAULTS
 from medkit.study.faults_order import Order
 from medkit.study.faults_samples import POISON, loaders, poison
 
 BIG = 1e4  # factor of an exploding loss
 DISK_BYTES = 1024  # what still fits on a full disk: no file may be longer
-FULL_FOR = 25  # batches
 
 
 def inject(order: Order) -> None:
@@ -126,9 +127,12 @@ class Injector:
             self._happened()
             _limit_files(DISK_BYTES)
             if fault != "disk_full":
-                self._room_at = self._counted + FULL_FOR
+                self._room_at = self._counted + FAULTS[fault].lasts
 
     def _truncate(self) -> None:
+        for thread in threading.enumerate():
+            if thread.name == "medkit-resume-point":  # it would put another one in its place
+                thread.join()
         there = [*Path(self.order.checkpoints).rglob("*.ckpt")]
         if there:
             newest = max(there, key=lambda path: path.stat().st_mtime_ns)

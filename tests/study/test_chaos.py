@@ -68,6 +68,11 @@ def test_a_place_is_a_function_of_fault_and_seed_within_the_training() -> None:
     assert len(places) > 100
 
 
+def test_a_fault_that_lasts_is_over_before_the_training_is() -> None:
+    fault = FAULTS["disk_full_for_a_while"]
+    assert max(batch_of(fault, seed, 100) for seed in range(300)) + fault.lasts < 100
+
+
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
