@@ -168,7 +168,9 @@ def _train_one(recipe: ImageRecipe, candidates: Candidates, parts: Parts, seed: 
             num_sanity_val_steps=0,
         )
         val = TableDataset(_patches(recipe, candidates, parts.val).all())  # read once, seen often
-        trainer.fit(module, KeyedLoader(loader, seed=seed), DataLoader(val, 128, collate_fn=_same))
+        batches = KeyedLoader(loader, seed=seed)
+        batches.bind(trainer)  # which says what epoch it is: another order, other augmentation
+        trainer.fit(module, batches, DataLoader(val, 128, collate_fn=_same))
     looks.keep_best(module)
     test = _patches(recipe, candidates, parts.test)
     of = {"val": DataLoader(val, 128, collate_fn=_same), "test": DataLoader(test, 128)}

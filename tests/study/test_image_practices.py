@@ -142,6 +142,27 @@ def test_a_sample_is_augmented_as_its_place_says(candidates: Candidates) -> None
     assert not torch.equal(next(iter(later)).x, first[0])
 
 
+def test_each_epoch_of_a_training_has_an_order_and_an_augmentation_of_its_own(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float]] = []
+    fetch = Patches.__getitem__
+
+    def spy(self: Patches, index: int) -> Any:
+        got = fetch(self, index)
+        if self.flips:
+            seen.append((index, float(got.x.sum())))
+        return got
+
+    monkeypatch.setattr(Patches, "__getitem__", spy)
+    end(folder, steps=4, batch_size=140, draws="shuffled")  # two batches an epoch
+    first, second = dict(seen[:280]), dict(seen[280:])
+    shared = first.keys() & second.keys()
+    assert [index for index, _ in seen[:280]] != [index for index, _ in seen[280:]]
+    assert len(shared) == 280
+    assert sum(first[index] == second[index] for index in shared) < 5
+
+
 def test_symmetries_of_a_cube_keep_its_values_and_its_centre() -> None:
     cube = torch.arange(5**3, dtype=torch.float32).reshape(5, 5, 5)
     torch.manual_seed(0)
