@@ -7,10 +7,7 @@ does (``Study.run(train, jobs=2, seeds_per_job=1)``).
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from medkit.study.ablation import Ablation, Practice
 from medkit.study.image_data import HalfPositive, Ints, Parts, Patches, split
 from medkit.study.image_recipe import ImageRecipe
 from medkit.study.outcomes import Outcome
+from medkit.study.quiet import quiet
 from medkit.synth.chest_ct import Candidates, read_candidates
 
 BALANCED, AUGMENTED = "balanced draws", "augmentation"
@@ -152,7 +150,7 @@ def _train_one(recipe: ImageRecipe, candidates: Candidates, parts: Parts, seed: 
     )
     looks = _Looks(recipe.best_epoch)
     average = [AveragedWeights(recipe.ema)] if recipe.ema is not None else []
-    with _quiet():
+    with quiet():
         trainer = pl.Trainer(
             max_steps=recipe.steps,
             val_check_interval=recipe.every,
@@ -236,17 +234,3 @@ def _test_rows(candidates: Candidates, rows: Ints) -> pd.DataFrame:
             "site": table["site"].to_numpy(),
         }
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from saying for each training that there is no accelerator."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        log.setLevel(level)

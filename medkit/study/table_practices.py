@@ -6,10 +6,7 @@ All seeds of an arm train in one process (:class:`~medkit.models.seed_ensemble.S
 from __future__ import annotations
 
 import hashlib
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from medkit.models.stacked_loader import stacked
 from medkit.record.pseudonym import pseudonym
 from medkit.study.ablation import WAYS, Ablation, Practice
 from medkit.study.outcomes import Outcome
+from medkit.study.quiet import quiet
 from medkit.study.table_members import WatchedMembers
 from medkit.study.table_recipe import TableRecipe
 
@@ -189,7 +187,7 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
     members.watch(
         rows, steps.tolist(), shift=dm.logit_shift, optimizer=recipe.optimizer, ema=recipe.ema
     )
-    with _quiet():
+    with quiet():
         trainer = pl.Trainer(
             max_epochs=recipe.epochs,
             gradient_clip_val=recipe.clip,
@@ -260,17 +258,3 @@ def _test_rows(dm: EHRDataModule) -> pd.DataFrame:
             "site": np.asarray(dm.sites)[rows.site.numpy()],
         }
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning from saying for each of dozens of arms that there is no accelerator."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="pytorch_lightning")
-            yield
-    finally:
-        log.setLevel(level)
