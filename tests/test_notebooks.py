@@ -33,6 +33,7 @@ CPU_S = {  # of a quick run, imports included
     "03_kill_and_resume": 90,
     "04_three_traps": 40,
     "05_one_seed_is_an_anecdote": 40,
+    "06_which_practice_matters": 40,
     "14_survival_between_hospitals": 40,
 }
 
