@@ -32,10 +32,9 @@ from pathlib import Path
 from typing import Any
 
 warnings.filterwarnings("ignore")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "chaos"))
 
+import _chaos_recipes as recipes
 import pandas as pd
-import recipes
 import torch
 from report import Report, wilson
 
@@ -302,7 +301,7 @@ def _by_medkit_run(report: Report, folder: Path, paths: dict[str, str]) -> None:
     for recipe in recipes.RECIPES:
         own = folder / f"notebook-{recipe}"
         notebook = recipes.write_notebook(recipe, own, paths)
-        shutil.copy(recipes.__file__, own)
+        shutil.copy(recipes.__file__, own / "recipes.py")
         names = [name for name in REAL if name not in _others(recipe)]
         request = Request(str(notebook), out=str(folder / f"real-{recipe}"), device="cpu")
         code = chaos_command(request, seeds=3, faults=",".join(names))

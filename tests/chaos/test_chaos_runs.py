@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import _chaos_recipes as recipes
 from medkit.jobs.plan import Request
 from medkit.record.folder import RunFolder
 from medkit.study.chaos_command import chaos_command
 
-HERE = Path(__file__).parent
-
 
 @pytest.mark.slow
 def test_a_notebook_comes_through_kills_and_requests_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
-    import recipes
-
     notebook = recipes.write_notebook("images", tmp_path, {})
-    shutil.copy(HERE / "recipes.py", tmp_path)
+    shutil.copy(recipes.__file__, tmp_path / "recipes.py")
     request = Request(str(notebook), out=str(tmp_path / "out"), device="cpu", cwd=tmp_path)
     faults = "sigkill,sigterm"
     assert chaos_command(request, seeds=3, faults=faults) == 0
