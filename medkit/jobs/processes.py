@@ -121,7 +121,7 @@ class Queue(Generic[Item]):
         slot.process = slot.item = None
         with bar.external_write_mode(file=sys.stderr):
             more = list(self._ended(item, code))
-        bar.total += len(more)
+        bar.total = (bar.total or 0) + len(more)
         bar.update()
         return more
 

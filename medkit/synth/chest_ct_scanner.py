@@ -199,7 +199,9 @@ def _times(a: Floats, b: Floats) -> Floats:
 
 def _whole(weights: Floats) -> Floats:
     """Scale rows to whole weights of sum 4096; what rounding leaves goes to the largest."""
-    total = sum(weights[:, k] for k in range(SIZE))
+    total = np.zeros(len(weights))
+    for k in range(SIZE):  # one by one, so that the order of the sum is the same anywhere
+        total = total + weights[:, k]
     found = np.rint(weights * (WEIGHT / total[:, None]))
     rest = WEIGHT - sum(found[:, k] for k in range(SIZE))
     found[np.arange(SIZE), found.argmax(axis=1)] += rest
