@@ -59,7 +59,7 @@ TOGETHER = "plain shuffling and warm-up and cosine"
 AT_LEAST: Mapping[str, Mapping[Bar, float]] = {
     "tables": {
         ("units", "left out", "gain"): 0.0,
-        ("weight decay 1.0", "left out", "wider"): 1.0,
+        ("weight decay 3.0", "left out", "wider"): 1.0,
         ("warm-up and cosine", "added", "wider"): 1.0,
         (TOGETHER, "added", "wider"): 1.0,
     },

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
+
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": partial(nn.GELU, approximate="tanh"),  # smooth, and needs no error function
+}
 
 
 def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -37,14 +43,44 @@ def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     return found(**arguments)
 
 
+def activation_named(name: str) -> nn.Module:
+    """Return a fresh activation.
+
+    Raises:
+        ValueError: For a name that is not in ``ACTIVATIONS``.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {list(ACTIVATIONS)}, got {name!r}. Another one needs a "
+            "net of your own: name its factory."
+        )
+    return ACTIVATIONS[name]()
+
+
 def mlp(
-    *, inputs: int, hidden: Sequence[int] = (64, 32), dropout: float = 0.2, outputs: int = 1
+    *,
+    inputs: int,
+    hidden: Sequence[int] = (64, 32),
+    dropout: float = 0.2,
+    outputs: int = 1,
+    activation: str = "relu",
 ) -> nn.Module:
-    """Return linear layers with ReLU and dropout between: ``(B, inputs)`` to ``(B, outputs)``."""
+    """Return linear layers with activation and dropout between: ``(B, inputs)`` to logits.
+
+    Args:
+        inputs: Columns of ``x``.
+        hidden: Widths of the layers before the last.
+        dropout: After each of them.
+        outputs: Columns that come out.
+        activation: After each of them, before dropout: a name in :data:`ACTIVATIONS`.
+
+    Raises:
+        ValueError: For an activation that is not known.
+    """
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
     for before, after in pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), activation_named(activation)]
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))

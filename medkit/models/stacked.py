@@ -101,12 +101,11 @@ class StackedNet(nn.Module):
         for kind, what in steps:
             if kind == "chain":
                 x = what(x, [next(drops) for _ in range(what.masks)] if masks else ())
-            elif kind == "relu":
-                x = x.relu()
             elif kind == "mask":
                 x = x * next(drops) if masks else x
             elif kind == "periodic":
-                x = _periodic(x, *(self._weight(name) for name in what))
+                names, activation = what
+                x = _periodic(x, activation, *(self._weight(name) for name in names))
             elif kind == "start":
                 coef, intercept = (self.get_buffer(name) for name in what)
                 start = (x * coef).sum(2, keepdim=True) + intercept
@@ -190,7 +189,7 @@ class StackedNet(nn.Module):
             return
         if kind == "mask":
             self.dropouts.append((what, self._width))
-        if chain is None or kind not in ("relu", "mask") or not chain.follow(kind):
+        if chain is None or kind in ("periodic", "call") or not chain.follow(kind):
             self._steps.append((kind, what))
 
     def _plan(self, layer: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
@@ -214,9 +213,14 @@ class StackedNet(nn.Module):
         elif isinstance(layer, nn.Identity):
             return
         elif isinstance(layer, PeriodicColumns):
-            yield "periodic", [_join(name, part) for part in ("frequency", "weight", "bias")]
+            names = [_join(name, part) for part in ("frequency", "weight", "bias")]
+            yield "periodic", (names, layer.activation)
+        elif isinstance(layer, nn.ReLU):
+            yield "relu", layer
+        elif isinstance(layer, nn.GELU) and layer.approximate == "tanh":
+            yield "gelu", layer
         else:
-            yield ("relu", None) if isinstance(layer, nn.ReLU) else ("call", layer)
+            yield "call", layer
 
 
 def filled_up(batch: Tensor) -> Tensor:
@@ -225,12 +229,14 @@ def filled_up(batch: Tensor) -> Tensor:
     return F.pad(batch, (0, 0, 0, missing)) if missing else batch
 
 
-def _periodic(x: Tensor, frequency: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _periodic(
+    x: Tensor, activation: nn.Module, frequency: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
     """Do for each member what ``PeriodicColumns`` does; ``frequency`` is (S, columns, K)."""
     members, columns = frequency.shape[:2]
     angle = 2 * math.pi * x[:, :, :columns].transpose(1, 2).unsqueeze(3) * frequency.unsqueeze(2)
     waves = torch.cat([angle.sin(), angle.cos()], dim=3).flatten(0, 1)  # (S columns, B, 2K)
-    curves = torch.baddbmm(bias.flatten(0, 1), waves, weight.flatten(0, 1)).relu_()
+    curves = activation(torch.baddbmm(bias.flatten(0, 1), waves, weight.flatten(0, 1)))
     curves = curves.unflatten(0, (members, columns)).transpose(1, 2).flatten(2)
     return torch.cat([x, curves], dim=2)
 

@@ -26,7 +26,7 @@ def aligned(numbers: int) -> int:
 
 
 class Chain(nn.Module):
-    """Linear layers in a row, each with the ReLU and the dropout behind it, of S members.
+    """Linear layers in a row, each with activation and dropout behind it, of S members.
 
     The weights are one flat parameter: layer by layer the weights of all members (transposed:
     inputs by outputs, the product for the gradient is then a third faster), then their biases.
@@ -57,19 +57,24 @@ class Chain(nn.Module):
             self._blocks[f"{prefix}bias"] = (between, one.end)
 
     def follow(self, kind: str) -> bool:
-        """Have "relu" or "mask" follow the last layer; return False where one does already."""
+        """Have "relu", "gelu" or "mask" follow the last layer; return False where it cannot."""
         layer = self._layers[-1]
-        if getattr(layer, kind):
-            return False
-        setattr(layer, kind, True)
-        self.masks += kind == "mask"
+        if kind == "mask":
+            if layer.mask:
+                return False
+            layer.mask = True
+            self.masks += 1
+        else:
+            if layer.activation or (kind == "gelu" and layer.mask):
+                return False
+            layer.activation = kind
         return True
 
     @property
     def ends_in_logit(self) -> bool:
         """Whether one number comes out of the last layer, as it is."""
         layer = self._layers[-1]
-        return layer.outputs == 1 and not (layer.relu or layer.mask)
+        return layer.outputs == 1 and not (layer.activation or layer.mask)
 
     def make(self) -> None:
         """Make the parameter, of zeros."""
@@ -118,16 +123,16 @@ class _Layer:
         outputs: Columns that come out.
         bias: Whether there is one.
         start: Numbers a member has before this layer's.
-        relu: Whether a ReLU follows.
-        mask: Whether dropout follows, before or behind the ReLU: a factor that is not negative
-            can change places with it.
+        activation: "relu", "gelu" (its tanh form) or "" for none.
+        mask: Whether dropout follows, before or behind a ReLU: a factor that is not negative
+            can change places with it; behind a GELU only.
     """
 
     inputs: int
     outputs: int
     bias: bool
     start: int
-    relu: bool = False
+    activation: str = ""
     mask: bool = False
 
     def __post_init__(self) -> None:
@@ -162,9 +167,10 @@ class _Layer:
 
 def _forward(
     x: Tensor, flat: Tensor, layers: Sequence[_Layer], masks: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return what goes into each layer, and what comes out of the last."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what goes into each layer and out of the last, and what goes into each GELU."""
     members, values, left = len(x), [x], iter(masks)
+    into_gelu: list[Tensor] = []
     for layer in layers:
         weight = layer.weight_in(flat, members)
         if layer.outputs == 1:  # a product with one column is a sum, and slow as a product
@@ -177,10 +183,14 @@ def _forward(
                 x = torch.baddbmm(layer.bias_in(flat, members), x, weight)
             else:
                 x = torch.bmm(x, weight)
-        x = x.relu_() if layer.relu else x
+        if layer.activation == "relu":
+            x = x.relu_()
+        elif layer.activation == "gelu":
+            into_gelu.append(x)
+            x = F.gelu(x, approximate="tanh")
         x = x.mul_(next(left)) if layer.mask and masks else x
         values.append(x)
-    return values
+    return values, into_gelu
 
 
 def _backward(
@@ -189,16 +199,21 @@ def _backward(
     flat: Tensor,
     layers: Sequence[_Layer],
     masks: Sequence[Tensor],
+    into_gelu: Sequence[Tensor],
     *,
     to_x: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """Return the gradients of ``x``, where it is asked for, and of the weights."""
     members, into, left = len(g), torch.empty_like(flat), iter(reversed(masks))
+    before = iter(reversed(into_gelu))
     for number in reversed(range(len(layers))):
         layer, x = layers[number], values[number]
         y = values[number + 1][:, :, : layer.outputs]  # the next layer may have filled it up
         g = g * next(left) if layer.mask and masks else g
-        g = torch.ops.aten.threshold_backward(g, y, 0) if layer.relu else g
+        if layer.activation == "relu":
+            g = torch.ops.aten.threshold_backward(g, y, 0)
+        elif layer.activation == "gelu":
+            g = torch.ops.aten.gelu_backward(g, next(before), approximate="tanh")
         weight, of_weight = layer.weight_in(flat, members), layer.weight_in(into, members)
         if layer.outputs == 1:
             torch.sum(x * g, 1, keepdim=True, out=of_weight)
@@ -224,17 +239,19 @@ class _Chained(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, flat: Tensor, layers: Sequence[_Layer], *masks: Tensor
     ) -> Tensor:
-        values = _forward(x, flat, layers, masks)
+        values, into_gelu = _forward(x, flat, layers, masks)
         ctx.layers, ctx.masks = layers, len(masks)
-        ctx.save_for_backward(flat, *masks, *values)
+        ctx.save_for_backward(flat, *masks, *values, *into_gelu)
         return values[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         flat, *saved = ctx.saved_tensors
-        masks, values, to_x = saved[: ctx.masks], saved[ctx.masks :], ctx.needs_input_grad[0]
-        both = _backward(g, values, flat, ctx.layers, masks, to_x=to_x)
+        last = ctx.masks + len(ctx.layers) + 1
+        masks, values, into_gelu = saved[: ctx.masks], saved[ctx.masks : last], saved[last:]
+        to_x = ctx.needs_input_grad[0]
+        both = _backward(g, values, flat, ctx.layers, masks, into_gelu, to_x=to_x)
         return *both, None, *(None for _ in masks)
 
 
@@ -251,7 +268,7 @@ class _Loss(torch.autograd.Function):
         layers: Sequence[_Layer],
         *masks: Tensor,
     ) -> Tensor:
-        values = _forward(x, flat, layers, masks)
+        values, into_gelu = _forward(x, flat, layers, masks)
         logits = values[-1] if start is None else values[-1] + start
         rows = y.shape[1]
         filled = y if rows == logits.shape[1] else F.pad(y, (0, logits.shape[1] - rows))
@@ -260,7 +277,7 @@ class _Loss(torch.autograd.Function):
         g[:, rows:] = 0
         to_x, wanted = ctx.needs_input_grad[:2]
         if to_x or wanted:
-            found = _backward(g, values, flat, layers, masks, to_x=to_x)
+            found = _backward(g, values, flat, layers, masks, into_gelu, to_x=to_x)
             ctx.save_for_backward(*found)
         ctx.masks = len(masks)
         return each[:, :rows].sum() / rows

@@ -23,6 +23,7 @@ from medkit.metrics.thresholds import choose
 from medkit.models.member import best_weight
 from medkit.models.member_metrics import of_members
 from medkit.models.stacked_loader import stacked
+from medkit.models.tabular import WEIGHT_DECAY
 from medkit.record.pseudonym import pseudonym
 from medkit.study.ablation import WAYS, Ablation, Practice
 from medkit.study.outcomes import Outcome
@@ -39,7 +40,7 @@ PRACTICES = (
     Practice("plain shuffling", on={"draws": "shuffled"}, off={"draws": "balanced"}),
     Practice("warm-up and cosine", on={"schedule": "cosine"}, off={"schedule": "constant"}),
     Practice("dropout", on={"dropout": 0.3}, off={"dropout": 0.0}),
-    Practice("weight decay 1.0", on={"weight_decay": 1.0}, off={"weight_decay": 0.01}),
+    Practice("weight decay 3.0", on={"weight_decay": WEIGHT_DECAY}, off={"weight_decay": 0.01}),
     Practice("logistic start", on={"start": "logistic"}, off={"start": "random"}),
     Practice("weighed on held-out rows", on={"weigh": True}, off={"weigh": False}),
     Practice("balanced and corrected", on={"draws": "balanced, prior put back"}, used=False),

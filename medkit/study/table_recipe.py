@@ -9,6 +9,7 @@ from typing import Any
 from medkit.data.contract.schema import Contract
 from medkit.data.ehr import EHRDataModule
 from medkit.models.classifier import LitClassifier
+from medkit.models.tabular import WARM, WEIGHT_DECAY
 from medkit.study.table_members import OPTIMIZERS
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -64,7 +65,7 @@ class TableRecipe:
     schedule: str = "cosine"
     start: str = "logistic"
     dropout: float = 0.3
-    weight_decay: float = 1.0
+    weight_decay: float = WEIGHT_DECAY
     optimizer: str = "adamw"
     lr: float | None = None
     clip: float | None = None
@@ -135,7 +136,7 @@ class TableRecipe:
         arguments: dict[str, Any] = {"inputs": dm.num_features}
         if self.start == "logistic":
             factory = "medkit.models.tabular:warm_mlp"
-            arguments = {
+            arguments = dict(WARM) | {
                 "coef": list(dm.baseline.coef),
                 "intercept": dm.baseline.intercept - shift,  # as the draws have it
                 "periodic": dm.num_features - dm.num_indicators,

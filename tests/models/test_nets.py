@@ -21,6 +21,16 @@ def test_mlp_drops_out_only_where_asked() -> None:
     assert [nn.Dropout in kind for kind in kinds] == [False, True]
 
 
+def test_mlp_takes_the_activation_it_is_told() -> None:
+    kinds = [type(mlp(inputs=2, hidden=[3], **given)[1]) for given in ({}, {"activation": "gelu"})]
+    assert kinds == [nn.ReLU, nn.GELU]
+
+
+def test_an_activation_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"one of \['relu', 'gelu'\], got 'swish'.*its factory"):
+        mlp(inputs=2, activation="swish")
+
+
 def test_cnn2d_maps_images_of_any_size_to_one_logit() -> None:
     net = cnn2d(channels=3, width=4).eval()
     assert net(torch.zeros(2, 3, 28, 28)).shape == (2, 1)

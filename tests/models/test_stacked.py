@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -15,7 +17,7 @@ from medkit.data.batches import Batch
 from medkit.data.table_loader import TableLoader
 from medkit.models.masks import LeanDropout, MemberMasks
 from medkit.models.member_metrics import of_members
-from medkit.models.nets import cnn2d, mlp
+from medkit.models.nets import activation_named, cnn2d, mlp
 from medkit.models.stacked import StackedNet, filled_up
 from medkit.models.stacked_loader import StackedLoader, stacked
 from medkit.models.tabular import warm_mlp
@@ -28,12 +30,18 @@ def rows(count: int = 40) -> Batch:
     return Batch(x, (torch.arange(count) % 4 == 0).long(), torch.arange(count), torch.arange(count))
 
 
+def made(periodic: int | None, activation: str, **settings: Any) -> nn.Module:
+    settings |= {"activation": activation}
+    if periodic is None:
+        return mlp(inputs=3, **settings)
+    return warm_mlp(coef=[1.0, -2.0, 0.5], intercept=0.3, periodic=periodic, **settings)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("periodic", [None, 0, 2])
-def test_a_stack_says_what_its_nets_say(periodic: int | None) -> None:
+def test_a_stack_says_what_its_nets_say(periodic: int | None, activation: str) -> None:
     def net() -> nn.Module:
-        if periodic is None:
-            return mlp(inputs=3, hidden=(5,))
-        return warm_mlp(coef=[1.0, -2.0, 0.5], intercept=0.3, periodic=periodic, hidden=(5,))
+        return made(periodic, activation, hidden=(5,))
 
     nets = [net().eval() for _ in range(3)]
     for one in nets:
@@ -70,13 +78,21 @@ def test_a_layer_used_twice_is_refused() -> None:
         StackedNet([nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3, 1))] * 2)
 
 
-@pytest.mark.parametrize("periodic", [None, 2])
+def dropout_first(activation: str) -> nn.Module:
+    first = [nn.Linear(3, 5), nn.Dropout(0.3), activation_named(activation)]
+    return nn.Sequential(*first, nn.Linear(5, 1))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("periodic", [None, 2, "dropout first"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_gradient_of_a_stack_is_that_of_its_nets(periodic: int | None, masked: bool) -> None:
+def test_the_gradient_of_a_stack_is_that_of_its_nets(
+    periodic: Any, masked: bool, activation: str
+) -> None:
     def net() -> nn.Module:
-        if periodic is None:
-            return mlp(inputs=3, hidden=(5, 4), dropout=0.3)
-        return warm_mlp(coef=[1.0, -2.0, 0.5], intercept=0.3, periodic=periodic, hidden=(5, 4))
+        if periodic == "dropout first":
+            return dropout_first(activation)
+        return made(periodic, activation, hidden=(5, 4), dropout=0.3)
 
     nets, batch = [net() for _ in range(3)], rows()
     for one in nets:

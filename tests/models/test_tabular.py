@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from medkit import keyed
 from medkit.data.ehr import EHRDataModule
@@ -65,16 +67,20 @@ def test_decay_pulls_the_net_back_to_the_logistic_regression() -> None:
     assert (net(x)[:, 0] - linear).abs().mean() < 0.1 * far
 
 
-def test_curves_are_rectified_sums_of_sines_and_cosines_of_their_own_column() -> None:
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_curves_are_activated_sums_of_sines_and_cosines_of_their_own_column(
+    activation: str,
+) -> None:
     with keyed.globals_keyed(0, "init"):
-        layer = PeriodicColumns(2, frequencies=3, curves=2)
+        layer = PeriodicColumns(2, frequencies=3, curves=2, activation=activation)
     x = x_of(5, 3)
     got = layer(x)
     assert got.shape == (5, 3 + 4)
     torch.testing.assert_close(got[:, :3], x, rtol=0, atol=0)
     angle = 2 * math.pi * x[4, 1] * layer.frequency[1]
     want = torch.cat([angle.sin(), angle.cos()]) @ layer.weight[1] + layer.bias[1, 0]
-    torch.testing.assert_close(got[4, 5:], want.relu())
+    rule = {"relu": F.relu, "gelu": lambda x: F.gelu(x, approximate="tanh")}[activation]
+    torch.testing.assert_close(got[4, 5:], rule(want))
 
 
 def test_weights_depend_on_the_seed_and_not_on_the_global_generator() -> None:
@@ -119,6 +125,16 @@ def test_a_checkpoint_rebuilds_the_net_with_weights_only(
     loaded = LitClassifier.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
     x = dm.rows("val").x
     torch.testing.assert_close(loaded.eval().prob(x), model.eval().prob(x), rtol=0, atol=0)
+
+
+def test_the_default_model_is_smooth_and_a_net_that_says_nothing_is_as_before() -> None:
+    def kinds(net: nn.Module) -> list[type[nn.Module]]:
+        return [type(m) for m in net.modules() if isinstance(m, nn.ReLU | nn.GELU)]
+
+    assert kinds(warm_classifier(make(), max_epochs=1)) == [nn.GELU] * 2
+    before = warm_mlp(coef=COEF, intercept=0.0, periodic=4)
+    assert kinds(before) == [nn.ReLU] * 2
+    assert before.residual[1][0].out_features == 32
 
 
 def test_the_factory_is_found_by_its_name() -> None:
