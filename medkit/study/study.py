@@ -55,7 +55,8 @@ class Study:
             to see whether the same seed gives the same bits.
 
     Raises:
-        ValueError: For names that can't be folders, or a folder that holds something else.
+        ValueError: For names that can't be folders, a text where a list must be, or a folder that
+            holds something else.
     """
 
     def __init__(
@@ -70,6 +71,15 @@ class Study:
         free_splits: int = 0,
         repeats: int = 0,
     ) -> None:
+        for what, value in (
+            *(("seeds", seeds), ("split_seeds", split_seeds)),
+            *(("sites", sites), ("fixed", fixed)),
+        ):
+            if isinstance(value, str):  # tuple() would take its letters apart
+                raise ValueError(
+                    f"{what} must be a list; got the text {value!r}. Write {what}=[{value!r}] for "
+                    "one."
+                )
         self.path = Path(path).absolute()
         self.plan = Plan(
             as_json(recipes),

@@ -376,6 +376,10 @@ def test_nothing_is_written_into_a_folder_that_is_no_studys(tmp_path: Path) -> N
         ({"recipes": {"a": {}}, "fixed": ["b"]}, r"must name some of the recipes \['a'\]"),
         ({"recipes": {"a": {}}, "seeds": [1], "repeats": 2}, "between 0 and the number of seeds"),
         ({"recipes": {"a": {1, 2}}}, "what JSON can hold"),
+        ({"recipes": {"a": 1}, "sites": "North"}, r"sites must be a list; .*sites=\['North'\]"),
+        ({"recipes": {"a": 1}, "fixed": "a"}, r"fixed must be a list; got the text 'a'. Write"),
+        ({"recipes": {"a": 1}, "seeds": "12"}, r"seeds must be a list; got the text '12'. Write"),
+        ({"recipes": {"a": 1}, "split_seeds": "1"}, r"split_seeds must be a list; got .* Write"),
     ],
 )
 def test_a_study_that_could_not_run_is_refused(
