@@ -176,6 +176,14 @@ def test_any_argument_of_lightning_is_passed_on(run: Run) -> None:
     assert trainer.limit_val_batches == 0
 
 
+def test_both_guards_train_past_rows_that_are_not_finite(run: Run) -> None:
+    broken = rows(n=400)
+    broken.tensors[0][[5, 40, 77, 120, 200, 301]] = torch.nan
+    trainer, module = fit(run, data=broken, spike_guard=True, memory_guard=True)
+    assert trainer.current_epoch == EPOCHS
+    assert all(bool(value.isfinite().all()) for value in module.parameters())
+
+
 def test_a_fit_that_may_vary_is_marked(run: Run) -> None:
     assert record(run.dir)["exact"] is True
     stable_trainer(run, max_epochs=1, deterministic="warn")

@@ -51,7 +51,8 @@ class Copies:
         ]
         same = len(now) == len(self._were) == len(self._copies)
         if same and all(a is b for a, b in zip(now, self._were, strict=True)):
-            torch._foreach_copy_(self._copies, now)
+            if now:  # a step without gradients, held back by another guard, moves nothing
+                torch._foreach_copy_(self._copies, now)
             return
         self._were, self._copies = now, []
         self._copies = [value.detach().clone() for value in now]

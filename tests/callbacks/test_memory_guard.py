@@ -182,6 +182,21 @@ def test_a_spike_in_a_split_batch_is_skipped_whatever_the_order_of_guards(
     assert len(spikes._losses._values) == 2 * 6 - 2  # none counted twice
 
 
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("void", [{(0, 0)}, {(0, 2), (0, 3)}], ids=["the first", "two in a row"])
+def test_steps_that_a_spike_guard_holds_back_need_no_copies(
+    void: set[tuple[int, int]], order: int, tmp_path: Path
+) -> None:
+    class Poisoned(Net):
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * torch.nan if self.memory.place in void else loss
+
+    both: list[pl.Callback] = [SpikeGuard(), MemoryGuard()]
+    _, _, trainer = trained(tmp_path, {}, kind=Poisoned, guards=both[:: 1 - 2 * order], lr=1e-2)
+    assert trainer.global_step == 2 * 6 - len(void)
+
+
 class Half(MixedPrecision):
     """16-mixed on a CPU."""
 
