@@ -115,12 +115,14 @@ class Plan:
             differences.append("free splits are counted from behind other split_seeds")
         for what in ("free_splits", "repeats"):
             if getattr(earlier, what) > getattr(self, what):
-                differences.append(f"{what} was {getattr(earlier, what)}")
+                was, now = getattr(earlier, what), getattr(self, what)
+                differences.append(f"{what} was {was}, is {now}")
         if differences:
             raise ValueError(
                 f"{folder} must go on with the study that it holds, and it holds another "
                 f"({'; '.join(differences)}). Choose another folder, or give what was given "
-                "before: recipes, seeds, splits and sites may be added, none changed or left out."
+                "before, free_splits and repeats too: recipes, seeds, splits and sites may be "
+                "added, none changed or left out."
             )
 
 

@@ -24,6 +24,7 @@ from medkit.record.results import write_metrics
 from medkit.study.outcomes import Outcome, OutcomeError
 from medkit.study.study import Study
 from medkit.study.study_job import TrainError
+from medkit.study.study_plan import Plan
 
 TRAINING = """
 import os, pathlib, signal, time
@@ -347,16 +348,22 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         ({"split_seeds": [1]}, r"split_seeds \[0\] were part of it"),
         ({"split_seeds": [0, 4]}, "free splits are counted from behind other split_seeds"),
         ({"sites": ["north"]}, r"sites \[''\] were part of it"),
-        ({"free_splits": 0}, "free_splits was 1"),
+        ({"free_splits": 0}, "free_splits was 1, is 0"),
+        ({"repeats": 0}, "repeats was 1, is 0.* before, free_splits and repeats too"),
     ],
 )
 def test_a_folder_with_another_study_is_refused(
-    training: ModuleType, tmp_path: Path, change: dict[str, Any], named: str
+    tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     plan: dict[str, Any] = {"recipes": {"a": {"lr": 0.1}}, "seeds": [0, 1], "free_splits": 1}
-    Study(tmp_path / "study", **plan).run(training.train)
-    with pytest.raises(ValueError, match=rf"must go on with the study .*{named}.*Choose another"):
+    plan["repeats"] = 1
+    (tmp_path / "study").mkdir()
+    Plan({"a": {"lr": 0.1}}, (0, 1), free_splits=1, repeats=1).write(
+        tmp_path / "study", cores_per_job=0
+    )
+    with pytest.raises(ValueError, match=rf"must go on with the study .*{named}") as refused:
         Study(tmp_path / "study", **plan | change)
+    assert "Choose another folder" in str(refused.value)
 
 
 def test_nothing_is_written_into_a_folder_that_is_no_studys(tmp_path: Path) -> None:
