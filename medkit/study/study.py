@@ -13,9 +13,10 @@ from medkit.jobs.processes import Slot, share_out
 from medkit.record.files import read_json
 from medkit.record.lock import RunLock
 from medkit.study.outcomes import OUTCOME_NAME, Outcome
-from medkit.study.study_job import STUDY_NAME, Job, Train, train_job
+from medkit.study.study_job import STUDY_NAME, Job, Train, TrainError, train_job
 from medkit.study.study_plan import SPREAD_SEEDS, Plan, as_json
 from medkit.study.study_processes import run_apart, spec_of
+from medkit.study.study_raised import raised_alike
 
 if TYPE_CHECKING:
     from medkit.study.study_report import ReportSettings, StudyReport
@@ -151,7 +152,8 @@ class Study:
             train: ``train(recipe, seeds, split_seed, site)`` yields an :class:`Outcome` for each
                 of ``seeds``, each stored at once. It is called with one seed or with several.
                 Where it raises, the members it owes are trained one by one, and those that raise
-                alone are stored as failed.
+                alone are stored as failed. Where all of two or more raise the same and none was
+                done before, none is stored: that is a bug of ``train``.
             jobs: Processes at a time, each with its share of the cores; ``train`` is then imported
                 by name. 1 trains in this process, but for ``repeats``.
             seeds_per_job: Seeds that one call is given; None: all that a cell lacks, as a
@@ -160,7 +162,8 @@ class Study:
             retry_failed: Train failed members again. They no longer count then: say so.
 
         Raises:
-            TrainError: Where ``train`` can't be imported, or yields other than it must.
+            TrainError: Where ``train`` can't be imported, yields other than it must, or can't train
+                at all.
             ValueError: For a sweep's folder.
         """
         if self._swept is not None:
@@ -178,6 +181,7 @@ class Study:
         self.path.mkdir(parents=True, exist_ok=True)
         lock = RunLock(self.path)
         lock.acquire(wait_s=1.0)
+        todo: list[Job] = []
         try:
             kept = read_json(self.path / STUDY_NAME) if Plan.read(self.path) else {}
             width = int(kept.get("cores_per_job", 0))
@@ -196,8 +200,11 @@ class Study:
                 self._run_here([job for job in todo if not job.again], train)
                 # with the cores and threads of this process, which decide the bits
                 run_apart(self.path, [job for job in todo if job.again], spec, [Slot()])
-        finally:
+        finally:  # after Ctrl-C too: nobody wants a bug among the results
+            alike = raised_alike(self.path, todo)
             lock.release()
+        if alike:
+            raise TrainError(alike)
 
     @property
     def outcomes(self) -> list[Outcome]:

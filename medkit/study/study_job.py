@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 
 from medkit.jobs import watch
 from medkit.record.attempts import used_cpu_s
-from medkit.record.files import read_json
+from medkit.record.files import read_json, write_text
 from medkit.study.outcomes import OUTCOME_NAME, Outcome, OutcomeError
 
 _log = logging.getLogger(__name__)
 
 STUDY_NAME = "study.json"
 LOGS = "logs"
+TRACEBACK_NAME = "traceback.txt"  # beside the outcome of a training that raised
 PARENT = "MEDKIT_STUDY_PID"
 NOT_AS_ASKED = 3  # exit code where train itself is not what a study can use
 
@@ -102,7 +104,7 @@ def train_job(
     """Train a job's members, and store each as soon as it is yielded.
 
     Where the call raises, each member it has not yielded is trained alone: only those that raise
-    alone have failed. They are stored too, and stay in the count.
+    alone have failed. They are stored too, with their traceback, and stay in the count.
 
     Raises:
         OutcomeError: Where ``train`` does not yield one Outcome for each of its seeds.
@@ -110,27 +112,32 @@ def train_job(
     left = list(job.seeds)
     before = used_cpu_s()
 
-    def store(outcome: Outcome) -> None:
+    def store(outcome: Outcome, trace: str = "") -> None:
         nonlocal before
         outcome = job.own(outcome).checked()
         spent, before = used_cpu_s() - before, used_cpu_s()
         if outcome.cpu_s == 0:  # train has not measured it; a stack's first member has it all
             outcome = replace(outcome, cpu_s=spent)
-        outcome.save(job.folder(study, outcome.seed))
+        file = job.folder(study, outcome.seed) / TRACEBACK_NAME
+        if trace:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, trace)
+        else:
+            file.unlink(missing_ok=True)  # of an earlier try
+        outcome.save(file.parent)
         if outcome.status == "failed":
             _log.warning("%s failed: %s", outcome.name, outcome.reason)
         left.remove(outcome.seed)
         told()
 
-    found, died = _yielded(train, recipe, job), ""
+    found, died, trace = _yielded(train, recipe, job), "", ""
     while not died:
         try:
             outcome = next(found, None)
         except OutcomeError:
             raise
         except Exception as error:  # any: a training that died is stored, named and counted
-            _log.warning("%s raised", job.name, exc_info=True)
-            died = f"{type(error).__name__}: {error}"[:500]
+            died, trace = f"{type(error).__name__}: {error}"[:500], traceback.format_exc()
             continue
         if outcome is None:
             break
@@ -142,10 +149,13 @@ def train_job(
             )
         store(outcome)
     if died and len(job.seeds) == 1 and left:
-        store(job.failed(left[0], died))
+        store(job.failed(left[0], died), trace)
     elif died:
+        owed = [job.folder(study, seed) / OUTCOME_NAME for seed in left]
         for seed in left:
             train_job(study, job.of((seed,)), recipe, train, told)
+        if all(read_json(file)["reason"] != died for file in owed):
+            _log.warning("%s raised together, and none of its members alone:\n%s", job.name, trace)
     elif left:
         raise TrainError(
             f"train must yield one Outcome for each of its seeds, {list(job.seeds)}; it ended "

@@ -62,6 +62,10 @@ def train(recipe, seeds, split_seed, site):
     for seed in seeds:
         yield one(recipe, seed, split_seed, site)
 
+def buggy(recipe, seeds, split_seed, site):
+    for seed in seeds:
+        yield Outcome(seed=seed, metrics={"lr": recipe["lr"]})
+
 def nonsense(recipe, seeds, split_seed, site):
     yield "nonsense"
 
@@ -209,6 +213,55 @@ def test_a_training_that_raises_is_stored_as_failed_and_costs_no_other(
         (1, "failed", "FloatingPointError: the loss exploded"),
         (2, "done", ""),
     ]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_every_training_raises_is_a_bug_of_train_and_not_stored(
+    training: ModuleType, tmp_path: Path, jobs: int
+) -> None:
+    study = Study(tmp_path / "study", {"a": {}}, seeds=range(2))
+    with pytest.raises(
+        TrainError, match=r"all 2 trainings raised the same, KeyError: 'lr'. None of"
+    ):
+        study.run(training.buggy, jobs=jobs)
+    assert (study.outcomes, study.missing) == ([], 2)
+    study.run(training.train)
+    assert [one.status for one in study.outcomes] == ["done", "done"]
+    assert not list(study.path.glob("a/*/*/traceback.txt"))
+
+
+def test_the_traceback_of_a_bug_is_told_once(
+    training: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(TrainError) as raised:
+        Study(tmp_path / "study", {"a": {}}, seeds=range(3)).run(training.buggy)
+    assert str(raised.value).count("Traceback (most recent call last)") == 1
+    assert 'recipe["lr"]' in str(raised.value)
+    assert "Traceback" not in caplog.text
+
+
+def test_failures_are_kept_where_another_training_is_done(
+    training: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipes: dict[str, Any] = {"a": {}}
+    Study(tmp_path / "study", recipes, seeds=[0, 1]).run(training.train)
+    study = Study(tmp_path / "study", recipes | {"b": {}}, seeds=[0, 1])
+    study.run(training.buggy)
+    assert [one.status for one in study.outcomes] == ["done", "done", "failed", "failed"]
+    assert caplog.text.count("Traceback (most recent call last)") == 1
+
+
+def test_trainings_that_all_end_in_nan_or_raise_apart_are_results(tmp_path: Path) -> None:
+    def diverging(recipe: Any, seeds: Sequence[int], *_: Any) -> Iterator[Outcome]:
+        yield from (Outcome(seed=seed, metrics={"test/auroc": math.nan}) for seed in seeds)
+
+    def apart(recipe: Any, seeds: Sequence[int], *_: Any) -> Iterator[Outcome]:
+        raise FloatingPointError(f"the loss exploded at step {seeds[0]}")
+
+    for number, train in enumerate((diverging, apart)):
+        study = Study(tmp_path / str(number), {"a": {}}, seeds=range(2))
+        study.run(train, seeds_per_job=1)
+        assert [one.status for one in study.outcomes] == ["failed", "failed"]
 
 
 @pytest.mark.parametrize(
