@@ -288,9 +288,10 @@ def test_the_first_training_keeps_predictions_without_patient_ids(
     job = quick_run("01_first_training")
     table = pd.read_parquet(job.run_dir / "predictions" / "test_site_c.parquet")
     ids = pd.read_csv(ROOT / "data_samples/ehr/encounters.csv").patient_id
-    assert list(table.columns) == ["row", "site", "y", "score"]
+    assert list(table.columns) == ["row", "site", "y", "score", "patient"]
     assert set(table.site) == {"C"}
     assert table.score.between(0, 1).all()
+    assert not {*ids} & {*table.patient}
     assert not any(table.row.str.contains(ids.iloc[0]))
     for file in job.run_dir.rglob("*"):
         if file.suffix in {".json", ".jsonl", ".ipynb", ".html", ".csv", ".log"}:

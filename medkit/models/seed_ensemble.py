@@ -190,6 +190,15 @@ class SeedEnsemble(pl.LightningModule):
             self.log("train/loss", self._train_sum / (self._train_weight * len(self.seeds)))
         self._train_sum, self._train_weight = None, 0.0
 
+    def on_train_start(self) -> None:
+        """Refuse batches that were stacked for other members, or in another order."""
+        found = getattr(self.trainer.train_dataloader, "seeds", self.seeds)
+        if tuple(found) != self.seeds:
+            raise ValueError(
+                f"batches must be stacked for the members' seeds {list(self.seeds)}, in their "
+                f"order; found {list(found)}. Fit with stacked(dm, lit.seeds)."
+            )
+
     def on_fit_start(self) -> None:
         """Clip members apart, where the Trainer clips at all: the hook costs 5 % of a step."""
         if self.trainer.gradient_clip_val:

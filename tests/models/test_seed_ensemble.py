@@ -110,6 +110,12 @@ def test_a_member_has_the_same_bits_in_a_stack_of_another_size(
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.parametrize("seeds", [(4, 3), (3, 5)])
+def test_batches_of_other_members_are_refused(seeds: tuple[int, int], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"in their order; found"):
+        fit(ensemble("mlp", (3, 4)), stacked(Small(), seeds), tmp_path)
+
+
 def test_data_may_be_keyed_before_they_are_stacked_or_after(tmp_path: Path) -> None:
     seeds, found = (3, 4), []
     before, after = stacked(keyed(Small(), seed=99), seeds), keyed(stacked(Small(), seeds), seed=99)
