@@ -240,9 +240,9 @@ def _pairs(given: list[list[str]] | None) -> tuple[tuple[str, str], ...]:
 
 def _compare_options(add: Callable[..., Any]) -> None:
     text = (
-        "a run, a folder of runs (such as a sweep's grid point), a table of predictions "
-        "(patient, y, score[, seed, site], or patient, y, seed_0, ...), a folder with a table per "
-        "seed, or published results (method, test, seed, metric)"
+        "a run, a folder of runs (such as a sweep's grid point, or STUDY/RECIPE), a table of "
+        "predictions (patient, y, score[, seed, site], or patient, y, seed_0, ...), a folder with "
+        "a table per seed, or published results (method, test, seed, metric)"
     )
     add("a", metavar="A", help=text)
     add("b", metavar="B", nargs="?", help="the other recipe, likewise")

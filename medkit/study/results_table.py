@@ -12,7 +12,7 @@ from medkit.record.folder import run_folders
 from medkit.study import columns
 from medkit.study.columns import LAYOUTS, tables_in
 from medkit.study.predictions import Predictions, from_tables
-from medkit.study.runs import from_runs
+from medkit.study.runs import from_runs, from_study, study_members
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def load(
     """Read what there is of one recipe: runs, predictions in any layout, or published results.
 
     Args:
-        path: A run folder, a folder of runs, a file, or a folder with a file per seed.
+        path: A run folder, a folder of runs, of a study's recipe (and split), a file, or a folder
+            with a file per seed.
         method: Which, where a table holds several.
         part: Which predictions of a run, such as "test".
 
@@ -47,6 +48,9 @@ def load(
         runs = run_folders(path)
         if runs:
             return from_runs(path, runs, part)
+        members = study_members(path)
+        if members:
+            return from_study(path, members, part)
         files = tables_in(path)
         if not files:
             raise ValueError(

@@ -1,12 +1,15 @@
-"""Predictions in run folders: one run, or the runs of a sweep's point."""
+"""Predictions in run folders: one run, the runs of a sweep's point, or a study's trainings."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from medkit.record.files import read_json
 from medkit.record.folder import RunFolder
 from medkit.study import columns
+from medkit.study.outcomes import OUTCOME_NAME, PREDICTIONS_NAME
 from medkit.study.predictions import Part, Predictions, in_order, joined, require_roles
 
 
@@ -51,6 +54,54 @@ def from_runs(path: Path, runs: Sequence[RunFolder], part: str | None) -> Predic
             "Keep one run of each seed there: a repeat of a seed is no second training."
         )
     return joined(str(path), sorted(parts, key=lambda one: in_order(one.seed)), tuple(notes))
+
+
+def study_members(path: Path) -> list[Path]:
+    """Return the folders of a study's trainings in a folder, second ones of a seed left out.
+
+    Raises:
+        ValueError: Where they are of several recipes, splits or sites.
+    """
+    found = [file.parent for deep in (1, 2, 3) for file in path.glob("*/" * deep + OUTCOME_NAME)]
+    members = sorted(folder for folder in found if re.fullmatch(r"s-?\d+", folder.name))
+    cells = sorted({folder.parent for folder in members})
+    if len(cells) > 1:
+        raise ValueError(
+            f"{path} must hold a study's trainings of one recipe, split and site; found those of "
+            f"{len(cells)}: {', '.join(str(cell.relative_to(path)) for cell in cells[:6])}. Name "
+            f"one of them: {cells[0]}."
+        )
+    return members
+
+
+def from_study(path: Path, members: Sequence[Path], part: str | None) -> Predictions:
+    """Read the predictions of a study's trainings, one seed each.
+
+    Raises:
+        ValueError: Where none is done, or one has left no predictions.
+    """
+    if part is not None:
+        raise ValueError(
+            f"--part names predictions of runs; {path} holds a study's trainings, which have "
+            f"one table each, and {part!r} was given. Leave --part out."
+        )
+    done = [one for one in members if read_json(one / OUTCOME_NAME)["status"] == "done"]
+    lacking = [one.name for one in done if not (one / PREDICTIONS_NAME).is_file()]
+    if not done or lacking:
+        raise ValueError(
+            f"{path} must hold trainings that are done and have predictions; of {len(members)} "
+            f"{len(done)} are done, {len(lacking)} of them without. Yield "
+            "Outcome(..., predictions=table) in train."
+        )
+    parts = []
+    for one in done:
+        frame, _ = columns.read(one / PREDICTIONS_NAME)
+        require_roles(frame, {}, one / PREDICTIONS_NAME)
+        parts.append(Part(one.name.removeprefix("s"), frame, str(one)))
+    failed = len(members) - len(done)
+    said = f"{failed} of {len(members)} trainings of {path} failed and are left out: what follows "
+    notes = (f"{said}is of those that ended well",) if failed else ()
+    return joined(str(path), sorted(parts, key=lambda one: in_order(one.seed)), notes)
 
 
 def _prediction_file(run: Path, part: str | None) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from medkit.record.folder import RunFolder
 from medkit.study.compare_command import compare_command, text_of
 from medkit.study.compare_results import compare_results
+from medkit.study.outcomes import Outcome
 from medkit.study.predictions import Predictions
 from medkit.study.results_table import Results, load
 
@@ -195,6 +196,39 @@ def test_a_sweeps_runs_are_the_trainings_of_a_recipe(long: Frame, tmp_path: Path
     run(tmp_path / "lr=0.2/s0", long[long["seed"] == 0], seed=0)
     with pytest.raises(ValueError, match=r"runs of one recipe; found those of 2: lr=0.1, lr=0.2"):
         load(tmp_path)
+
+
+def trained(study: Path, cell: str, table: Frame, *, status: str = "done") -> None:
+    """Leave what a study's training of each seed of a table leaves."""
+    for seed, rows in table.groupby("seed"):
+        one = Outcome(seed=int(str(seed)), status=status, predictions=rows.drop(columns="seed"))
+        one.save(study / cell / f"s{seed}")
+
+
+def test_a_studys_recipe_is_its_trainings_seed_by_seed(long: Frame, tmp_path: Path) -> None:
+    trained(tmp_path, "slow/split0", long)
+    trained(tmp_path, "slow/split0", long[long["seed"] == 1].assign(seed=4), status="failed")
+    (tmp_path / "slow/split0/s0").rename(tmp_path / "slow/split0/s0-again")
+    trained(tmp_path, "slow/split0", long[long["seed"] == 0])
+    found = predictions(tmp_path / "slow")
+    assert found.seeds == ("0", "1", "10")
+    assert "1 of 4 trainings" in found.notes[0]
+    table = predictions(written(long, tmp_path / "long.csv"))
+    assert np.array_equal(found.scores, table.scores)
+    assert np.array_equal(found.row, table.row)
+    assert predictions(tmp_path / "slow/split0").seeds == found.seeds
+
+
+def test_a_studys_cell_is_named_where_there_are_several(long: Frame, tmp_path: Path) -> None:
+    for cell in ("slow/split0", "slow/split1-north"):
+        trained(tmp_path, cell, long)
+    with pytest.raises(ValueError, match=r"found those of 2: split0, split1-north\. Name .*split0"):
+        load(tmp_path / "slow")
+    with pytest.raises(ValueError, match=r"--part names predictions of runs; .* Leave --part out"):
+        load(tmp_path / "slow/split0", part="val")
+    Outcome(seed=7).save(tmp_path / "slow/split0/s7")
+    with pytest.raises(ValueError, match=r"of 4 4 are done, 1 of them without\. Yield"):
+        load(tmp_path / "slow/split0")
 
 
 def test_runs_without_the_predictions_or_of_one_seed_are_refused(
