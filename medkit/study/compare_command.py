@@ -51,6 +51,11 @@ def compare_command(
         ValueError: Where the two can't be compared.
         FileNotFoundError: Where one is not there.
     """
+    if aa and b is not None:
+        raise ValueError(
+            f"--aa compares trainings of one recipe with each other; got two, {a} and {b}. Leave "
+            "--aa out to compare them, or B to look at A alone."
+        )
     first, second = methods or (None, None)
     if aa or (b is not None and first == second and Path(a).resolve() == Path(b).resolve()):
         one = _of_kind(load(a, method=first, part=part))

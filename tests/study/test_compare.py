@@ -246,6 +246,13 @@ def test_one_recipe_alone_is_refused_unless_a_a_is_meant(tmp_path) -> None:
         compare_command("a.csv")
 
 
+def test_a_a_takes_no_second_recipe(capsys) -> None:
+    assert cli.main(["compare", "--aa", "a.csv", "b.csv"]) == 2
+    said = capsys.readouterr().err
+    assert "--aa compares trainings of one recipe" in said
+    assert "got two, a.csv and b.csv. Leave --aa out" in said
+
+
 def test_the_command_line_compares_and_says_what_is_wrong(scored, tmp_path, capsys) -> None:
     y, a, b = scored
     for name, scores in (("a", a[:5]), ("b", b[:1])):
