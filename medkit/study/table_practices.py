@@ -75,7 +75,8 @@ def table_ablation(
         csv_path: The table.
         columns: What it is: arguments of ``EHRDataModule`` such as ``target`` and ``contract``.
             Without a contract, codes, units and ranges are no practices.
-        leave_out: Names of :data:`PRACTICES` not to be tried.
+        leave_out: Names of :data:`PRACTICES` not to be tried: each stays as the recipe has it in
+            all arms, "start" and "nothing" included.
         pairs: Practices looked at together too.
         ways: As :class:`Ablation`'s.
         **settings: Other fields of :class:`TableRecipe`, the same in all arms, such as ``epochs``.
