@@ -105,7 +105,11 @@ def _reproducibility(arm: Arm, settings: ReportSettings, metric: str) -> Iterato
         if run.status == "done"
     ]
     twice = [digests for digests in twice if all(digests)]
-    same = "not measured: Study(repeats=...), and weights_sha256 in its outcomes"
+    lacking = "weights_sha256, which train has to put into its outcomes"
+    if any(run.status == "done" for run in arm.again):
+        same = f"not measured: only the digest is missing, {lacking}"
+    else:
+        same = f"not measured: it takes Study(repeats=...), and {lacking}"
     equal = bitwise(twice) if twice else Metric(nan, n=0, method=same)
     yield Line("reproducibility", "bitwise, same seed", honest(equal, len(twice)))
     said = predictions_of(arm.main)

@@ -279,6 +279,18 @@ def test_bits_are_compared_of_the_same_seed_trained_again(tmp_path: Path, repeat
     assert equal.value == pytest.approx(5 / 6) if repeats else math.isnan(equal.value)
 
 
+@pytest.mark.parametrize(
+    ("repeats", "said"), [(0, "takes Study(repeats=...), and"), (1, "only the digest is missing,")]
+)
+def test_what_bits_lack_to_be_compared_is_said(tmp_path: Path, repeats: int, said: str) -> None:
+    study = Study(tmp_path, {"net": {}}, seeds=range(5), repeats=repeats)
+    for job in study.plan.jobs():
+        for seed in job.seeds:
+            Outcome(seed=seed, recipe="net").save(job.folder(study.path, seed))
+    method = at(study.report(), "reproducibility/bitwise-same-seed").method
+    assert f"{said} weights_sha256" in method
+
+
 def test_the_numbers_can_be_filed_with_a_run(tmp_path: Path) -> None:
     found = report(tmp_path, full, SPEED, recipes={"lr=0.1,wd=1": {}})
     write_metrics(tmp_path / "metrics.json", found.metrics)
