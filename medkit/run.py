@@ -203,8 +203,21 @@ class Run:
         """Note that a stage is under way."""
         safe_name(stage)
         with self.folder.editing() as content:
-            content.setdefault("stages", {}).setdefault(stage, {"status": "running", "step": 0})
+            known = content.setdefault("stages", {}).setdefault(stage, {"step": 0})
+            if "error" in known or "status" not in known:  # an error is over once it goes on
+                content["stages"][stage] = {"status": "running", "step": known["step"]}
             content["interrupted_by"] = None  # whoever pressed Stop has gone on
+
+    def stage_failed(self, stage: str, error: Exception, *, step: int) -> None:
+        """Note that an error ended a stage's fit: the run has failed even if somebody catches it.
+
+        Only its type is kept: its words may hold rows or paths. A stage that has ended stays done.
+        """
+        with self.folder.editing() as content:
+            known = content.setdefault("stages", {}).get(stage, {})
+            if known.get("status", "running") == "running":
+                what = {"status": "failed", "error": type(error).__name__, "step": step}
+                content["stages"][stage] = known | what
 
     def note_signal(self, name: str) -> None:
         """Note which signal ended this attempt, for whoever started the job."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 
 from medkit.callbacks.augmentation_schedule import AugmentationSchedule
 from medkit.callbacks.bits import bits
-from medkit.callbacks.fingerprint import fingerprint, of_module, settings
+from medkit.callbacks.fingerprint import SettingsChangedError, fingerprint, of_module, settings
 from medkit.callbacks.guard_policy import GuardSettings
 from medkit.callbacks.guard_state import not_finite
 from medkit.callbacks.keyed_steps import KeyedSteps
@@ -35,6 +36,7 @@ from medkit.start import start_run
 
 __all__ = ["Run", "keyed", "stable_trainer", "start_run", "weights_digest"]
 
+_log = logging.getLogger(__name__)
 _LOGGERS = {"tensorboard": "TensorBoardLogger", "mlflow": "MLFlowLogger", "wandb": "WandbLogger"}
 _PACKAGES = {"tensorboard": "'medkit[tensorboard]'"}
 
@@ -220,6 +222,18 @@ class _RunPoints(ResumePoints):
         self._compare()
         self.identity |= of_trainer
         super().on_train_start(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Note an error as the end of the stage; a signal or a refused resume is none."""
+        super().on_exception(trainer, pl_module, exception)
+        refused = isinstance(exception, SettingsChangedError)
+        if isinstance(exception, Exception) and not refused and trainer.is_global_zero:
+            try:
+                self.run.stage_failed(self.name, exception, step=trainer.global_step)
+            except OSError as error:  # a full disk must not take the error's place
+                _log.error("the end of stage %r could not be noted: %s", self.name, error)
 
     def _flush(self, trainer: pl.Trainer) -> OSError | None:
         """Bring the ledger to the disk as well: it is cut to the point."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from medkit import trainer as trainers
 from medkit.callbacks.fingerprint import SettingsChangedError
+from medkit.callbacks.guard_policy import TrainingUnstableError
 from medkit.callbacks.keyed_steps import KeyedSteps
 from medkit.callbacks.resume import ResumePoints
+from medkit.callbacks.signals import TrainingInterrupted
 from medkit.record.checkpoints import FINISHED
 from medkit.record.ledger import Ledger
 from medkit.run import StageFinishedError
@@ -190,6 +193,44 @@ def test_a_fit_that_may_vary_is_marked(run: Run) -> None:
     content = record(run.dir)
     assert content["exact"] is False
     assert content["inexact_reasons"] == ["deterministic='warn': operations may vary"]
+
+
+class Ends(pl.Callback):
+    """Ends a training in its first epoch."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TrainingUnstableError("too often"), "failed"),
+        (RuntimeError("no such row"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (TrainingInterrupted("SIGTERM", signal.SIGTERM), "interrupted"),
+    ],
+    ids=["unstable", "error", "stop button", "signal"],
+)
+def test_a_fit_that_ended_early_says_how_even_if_somebody_caught_it(
+    error: BaseException, status: str, run: Run
+) -> None:
+    with pytest.raises((type(error), SystemExit)):
+        fit(run, callbacks=(Ends(error),))
+    run.finish()
+    assert record(run.dir)["status"] == status
+    assert "no such row" not in (run.dir / "run.json").read_text()
+
+
+def test_an_error_is_forgotten_once_its_stage_has_gone_on(run: Run) -> None:
+    with pytest.raises(RuntimeError):
+        fit(run, callbacks=(Ends(RuntimeError("once")),))
+    fit(run)
+    run.finish()
+    assert record(run.dir)["status"] == "done"
 
 
 def test_a_stage_cannot_be_named_out_of_its_run(run: Run) -> None:

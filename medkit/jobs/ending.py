@@ -40,7 +40,7 @@ def judge(result: Result, folder: RunFolder, control: JobControl, oom_kills: int
     stopped = "timeout" if control.timed_out else "interrupted"
     if result.kind == "done":
         for name, stage in folder.read().get("stages", {}).items():
-            if stage.get("status") == "failed":
+            if "not_finite" in stage:  # an error the notebook has caught may have been expected
                 text = f"stage {name!r} ended in weights that are not finite: {stage['not_finite']}"
                 return Ending("failed", text, causes.hint(text))
         return Ending("done")
