@@ -48,6 +48,7 @@ CERTIFY = """exit codes:
   0  equal bit for bit
   1  they differ; what is to blame is said
   2  wrong usage, or the job failed
+Each process trains the notebook whole: where it has a parameter quick, try `-p quick true` first.
 A run of `MEDKIT_HASH_STEPS=1 medkit run ...` is compared step by step when it is certified."""
 CHAOS = """what is printed, fault by fault:
   ended by itself   `medkit run --retries` brought it to its end (a full disk: it stopped cleanly
@@ -55,6 +56,9 @@ CHAOS = """what is printed, fault by fault:
   came out          with the bits of the undisturbed run of the same seed; or with a metric inside
                     the range of undisturbed runs; or, where the data were changed, flagged
   written down      what was done about it is in ledger.jsonl (a restart: in run.json)
+  LOST              a run that did not, with the reason from its log
+Guards must be on in the notebook, such as stable_trainer(run, spike_guard=True, quarantine=True,
+memory_guard=True): what nothing guards against is lost.
 A suite that was stopped goes on when it is started again: runs that are over are kept.
 
 exit codes:
@@ -194,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "set a parameter; `medkit params NOTEBOOK` lists them"
     chaos("-p", "--parameter", nargs=2, action="append", metavar=("NAME", "VALUE"), help=text)
     chaos("-f", "--file", metavar="FILE", help="parameters from YAML; -p wins")
-    text = "runs of each fault, and undisturbed ones (default: 5)"
+    text = "runs of each fault, and undisturbed ones: 3 seeds or more (default: 5)"
     chaos("--seeds", type=int, default=5, metavar="N", help=text)
     chaos("--faults", default="", metavar="A,B", help="such as sigkill,nan_sample (default: all)")
     chaos("--jobs", type=int, default=0, metavar="N", help=at_once)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from medkit.jobs.tables import as_text
 from medkit.metrics.intervals import wilson
@@ -48,11 +49,11 @@ def rows(suite: Suite) -> list[Row]:
     for fault in suite.faults:
         of = [ended for ended in suite.ended.values() if ended.fault == fault.name]
         judged = [(ended, suite.judge(ended)) for ended in of if ended.struck]
-        found.append(_row(fault, judged, len(of) - len(judged)))
+        found.append(_row(suite.out, fault, judged, len(of) - len(judged)))
     return found
 
 
-def _row(fault: Fault, judged: Sequence[tuple[Ended, Verdict]], missed: int) -> Row:
+def _row(out: Path, fault: Fault, judged: Sequence[tuple[Ended, Verdict]], missed: int) -> Row:
     return Row(
         fault,
         len(judged),
@@ -60,8 +61,24 @@ def _row(fault: Fault, judged: Sequence[tuple[Ended, Verdict]], missed: int) -> 
         sum(verdict.as_it_must for _, verdict in judged),
         sum(verdict.written for _, verdict in judged),
         missed,
-        [f"seed {ended.seed}: {verdict.why}" for ended, verdict in judged if verdict.why],
+        [
+            f"seed {ended.seed}: {verdict.why}{_reason(out, ended)}"
+            for ended, verdict in judged
+            if verdict.why
+        ],
     )
+
+
+def _reason(out: Path, ended: Ended) -> str:
+    """Return what `medkit run` said of a run that failed, from the trial's log; "" for others."""
+    log = out / ended.fault / f"s{ended.seed}" / "log"
+    if ended.code == 0 or not log.is_file():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line.strip() for line in lines if line.strip()]
+    # further lines of the log, after medkit's own, advise how to go on
+    said = [line for line in said if line.startswith("medkit: ")] or said
+    return f": {said[-1].removeprefix('medkit: ')[:300]}" if said else ""
 
 
 def lost(found: Sequence[Row]) -> int:

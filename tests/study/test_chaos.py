@@ -171,6 +171,19 @@ def test_what_was_lost_is_said_seed_by_seed(suite: Suite) -> None:
     assert "dead_worker has struck 0 of 1: it needs loader workers" in text
 
 
+def test_a_lost_run_comes_with_the_reason_from_its_log(suite: Suite) -> None:
+    for seed, log in (
+        (6, "| trace\nmedkit: failed in code cell 5: nan\nreport: x"),
+        (7, "Killed\n"),
+    ):
+        folder = suite.out / f"nan_sample/s{seed}"
+        suite.note(ended("nan_sample", seed, code=1), folder)
+        (folder / "log").write_text(log)
+    text = in_words(suite)
+    assert "seed 6: ended with code 1: failed in code cell 5: nan\n" in text
+    assert "seed 7: ended with code 1: Killed\n" in text
+
+
 def test_too_few_seeds_are_refused(tmp_path: Path) -> None:
     request = Request("nothing.ipynb", cwd=tmp_path)
     with pytest.raises(UsageError, match="--seeds must be 3 or more, got 2: fewer"):
