@@ -179,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "the result that comes first, such as test/auroc (default: how the nets rank)"
     study("--metric", default="", metavar="NAME", help=text)
     study("--json", metavar="FILE", help="write the numbers there too")
+    study("--html", metavar="FILE", help="write the report there too, as one page")
 
     text = "train a notebook in fresh processes: the same bits, or what is to blame"
     certify = add("certify", _certify, text, CERTIFY)
@@ -363,6 +364,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _study(args: argparse.Namespace) -> int:
     with _as_usage():
+        from medkit.record.files import write_text
         from medkit.record.results import write_metrics
         from medkit.study.study import Study
         from medkit.study.study_report import ReportSettings
@@ -370,6 +372,8 @@ def _study(args: argparse.Namespace) -> int:
         found = Study.open(args.dir).report(ReportSettings(metric=args.metric))
         if args.json:
             write_metrics(args.json, found.metrics)
+        if args.html:
+            write_text(args.html, found.page(Path(args.dir).resolve().name))
         sys.stdout.write(str(found))
     return 0
 

@@ -21,6 +21,27 @@ if TYPE_CHECKING:
 
 __all__ = ["ArmReport", "Line", "ReportSettings", "StudyReport"]
 
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+body {{ max-width: 75rem; margin: 1.5rem auto; padding: 0 1rem; color: #222; background: #fff;
+  font: 16px/1.5 system-ui, sans-serif; }}
+table {{ border-collapse: collapse; font-size: .92em; font-variant-numeric: tabular-nums; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .2rem .7rem; text-align: left;
+  vertical-align: top; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{report}
+</body>
+</html>
+"""
 _HEADER = ("", "value", "95 % interval", "n", "varied", "how")
 
 
@@ -110,6 +131,10 @@ class StudyReport:
             parts += [f"<p>failed: {escape(reason)}</p>" for reason in arm.reasons[:5]]
         parts += [f"<p>{escape(note)}</p>" for note in self.notes]
         return f'<div class="study">{"".join(parts)}</div>'
+
+    def page(self, title: str) -> str:
+        """Return a page of HTML that loads nothing from elsewhere."""
+        return _PAGE.format(title=escape(title), report=self._repr_html_())
 
     def _header(self) -> list[str]:
         return ["recipe", "trainings", self.metric, "sd", "flipped", "loss band", "failed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -322,3 +323,13 @@ def test_the_command_line_reports_on_a_folder(
     assert read_metrics(file)["net/result/sd"].value == at(found, "result/sd").value
     assert cli.main(["study", str(tmp_path)]) == 2
     assert "must be the folder of a study or of a sweep" in capsys.readouterr().err
+
+
+def test_the_report_is_written_as_a_page_that_loads_nothing(tmp_path: Path) -> None:
+    found = report(tmp_path, aurocs)
+    file = tmp_path / "report.html"
+    assert cli.main(["study", str(tmp_path / "study"), "--html", str(file)]) == 0
+    page = file.read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert found._repr_html_() in page
+    assert not re.search(r"(src|href)=|<script|url\(|@import", page)
