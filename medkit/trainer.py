@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -51,9 +51,9 @@ def stable_trainer(
     checkpoint_every_n_steps: int | None = None,
     checkpoint_every_s: float | None = 60.0,
     keep_checkpoints: int = 2,
-    spike_guard: GuardSettings | bool = False,
+    spike_guard: SpikeGuard | GuardSettings | bool = False,
     quarantine: Quarantine | bool = False,
-    memory_guard: bool = False,
+    memory_guard: MemoryGuard | bool = False,
     **lightning: Any,
 ) -> pl.Trainer:
     """Return a ``pl.Trainer`` for one stage of ``run``; fit with ``ckpt_path=run.resume(name)``.
@@ -71,18 +71,19 @@ def stable_trainer(
         checkpoint_every_n_steps: A resume point every so many optimizer steps; None for none.
         checkpoint_every_s: A resume point when so many seconds have passed; None for none.
         keep_checkpoints: Resume points kept.
-        spike_guard: True or settings: :class:`~medkit.callbacks.spike_guard.SpikeGuard` holds back
-            steps that would wreck the weights. It takes some 0.1 ms a step, which a small net for
-            tables feels. One of your own among ``callbacks`` takes its place.
+        spike_guard: True, settings or your own: :class:`~medkit.callbacks.spike_guard.SpikeGuard`
+            holds back steps that would wreck the weights. It takes some 0.1 ms a step, which a
+            small net for tables feels. One of your own among ``callbacks`` takes its place.
         quarantine: True or your own: :class:`~medkit.callbacks.quarantine.Quarantine` sets samples
             aside that can't be read, are not finite or break their ranges.
-        memory_guard: :class:`~medkit.callbacks.memory_guard.MemoryGuard` trains in parts on a batch
-            that does not fit. It copies weights and optimizer state before each step. One of your
-            own among ``callbacks`` takes its place.
+        memory_guard: True or your own: :class:`~medkit.callbacks.memory_guard.MemoryGuard` trains
+            in parts on a batch that does not fit. It copies weights and optimizer state before each
+            step. One of your own among ``callbacks`` takes its place.
         **lightning: Any other argument of ``pl.Trainer``. Defaults here: ``deterministic=True``,
             one device, no bar when a launcher shows progress, no model summary.
 
     Raises:
+        TypeError: For a guard or quarantine that is none.
         ValueError: For arguments that would break the promises.
     """
     for key, why in _REFUSED.items():
@@ -117,12 +118,16 @@ def stable_trainer(
             # a resumed fit lives through its bests again: the same file, not best-v1.ckpt
             callback._enable_version_counter = False
     guards = [callback for callback in callbacks if isinstance(callback, SpikeGuard)]
-    if not guards and spike_guard is not False:
-        guards = [SpikeGuard(GuardSettings() if spike_guard is True else spike_guard)]
+    if isinstance(spike_guard, GuardSettings):
+        spike_guard = SpikeGuard(spike_guard)
+    asked = _asked("spike_guard", spike_guard, SpikeGuard, "GuardSettings(factor=5)")
+    if asked and not guards:
+        guards = asked
         callbacks = [*guards, *callbacks]
     kept = [callback for callback in callbacks if isinstance(callback, Quarantine)]
-    if not kept and quarantine is not False:
-        kept = [Quarantine() if quarantine is True else quarantine]
+    wanted = _asked("quarantine", quarantine, Quarantine, "Quarantine({0: (-1024, 3071)})")
+    if wanted and not kept:
+        kept = wanted
         callbacks = [*kept, *callbacks]
     both: list[SpikeGuard | Quarantine] = [*guards, *kept]
     for guard in both:
@@ -131,8 +136,9 @@ def stable_trainer(
     for schedule in [one for one in callbacks if isinstance(one, AugmentationSchedule)]:
         schedule.on_event = schedule.on_event or partial(run.ledger.append, stage=name)
     in_parts = [callback for callback in callbacks if isinstance(callback, MemoryGuard)]
-    if not in_parts and memory_guard:
-        in_parts = [MemoryGuard()]
+    splitting = _asked("memory_guard", memory_guard, MemoryGuard, "MemoryGuard()")
+    if splitting and not in_parts:
+        in_parts = splitting
         callbacks = [*in_parts, *callbacks]
     for each in in_parts:
         each.on_event = each.on_event or partial(run.ledger.append, stage=name)
@@ -159,6 +165,21 @@ def stable_trainer(
     points.identity["memory_guard"] = len(in_parts)
     points.identity["quarantine"] = repr(kept)
     return trainer
+
+
+_Asked = TypeVar("_Asked", bound=pl.Callback)
+
+
+def _asked(name: str, given: _Asked | bool, kind: type[_Asked], like: str) -> list[_Asked]:
+    """Return the callback that an argument asks for, in a list; empty for none."""
+    if isinstance(given, bool):
+        return [kind()] if given else []
+    if not isinstance(given, kind):
+        raise TypeError(
+            f"{name} must be True, False or a {kind.__name__}, got {given!r}. True takes the "
+            f"defaults; others: {name}={like}."
+        )
+    return [given]
 
 
 def _names_each_once(callback: ModelCheckpoint, options: Mapping[str, Any]) -> bool:

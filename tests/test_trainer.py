@@ -18,10 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from medkit import trainer as trainers
 from medkit.callbacks.fingerprint import SettingsChangedError
-from medkit.callbacks.guard_policy import TrainingUnstableError
+from medkit.callbacks.guard_policy import GuardSettings, TrainingUnstableError
 from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.callbacks.memory_guard import MemoryGuard
+from medkit.callbacks.quarantine import Quarantine
 from medkit.callbacks.resume import ResumePoints
 from medkit.callbacks.signals import TrainingInterrupted
+from medkit.callbacks.spike_guard import SpikeGuard
 from medkit.record.checkpoints import FINISHED
 from medkit.record.ledger import Ledger
 from medkit.run import StageFinishedError
@@ -177,6 +180,25 @@ def test_any_argument_of_lightning_is_passed_on(run: Run) -> None:
     trainer = stable_trainer(run, max_epochs=5, accumulate_grad_batches=3, limit_val_batches=0)
     assert (trainer.max_epochs, trainer.accumulate_grad_batches) == (5, 3)
     assert trainer.limit_val_batches == 0
+
+
+@pytest.mark.parametrize("name", ["spike_guard", "quarantine", "memory_guard"])
+@pytest.mark.parametrize("given", [3, {"factor": 3}, "yes"], ids=repr)
+def test_a_guard_that_is_none_is_refused(name: str, given: Any, run: Run) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be True, False or.*, got .*True takes"):
+        stable_trainer(run, max_epochs=1, **{name: given})
+
+
+def test_guards_of_your_own_are_taken(run: Run) -> None:
+    own = {
+        "spike_guard": SpikeGuard(),
+        "memory_guard": MemoryGuard(),
+        "quarantine": Quarantine(budget=0.5),
+    }
+    trainer = stable_trainer(run, max_epochs=1, **own)
+    assert all(guard in trainer.callbacks for guard in own.values())
+    trainer = stable_trainer(run, name="b", max_epochs=1, spike_guard=GuardSettings(factor=5.0))
+    assert [c.settings.factor for c in trainer.callbacks if isinstance(c, SpikeGuard)] == [5.0]
 
 
 def test_both_guards_train_past_rows_that_are_not_finite(run: Run) -> None:

@@ -50,6 +50,11 @@ class AugmentationSchedule(pl.Callback):
         *,
         on_event: Callable[..., None] | None = None,
     ) -> None:
+        if not isinstance(schedule, ByGap) and not callable(schedule):
+            raise TypeError(
+                f"a schedule must be a function of the epoch, Ramp or ByGap, got {schedule!r}. One "
+                "strength throughout needs no schedule: set it in the transform."
+            )
         self.schedule = schedule
         self.on_event = on_event
         if not isinstance(schedule, ByGap):  # needs no losses

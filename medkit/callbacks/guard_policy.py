@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from medkit.callbacks.guard_search import Fault
 from medkit.callbacks.keyed_steps import KeyedSteps
 
 _LEAST_BUDGET = 10
+_WHOLE = ("patience", "snapshot_every", "snapshots", "max_rollbacks")
 _NAMED = 3  # layers and rows that a message names
 _KEPT = ("steps", "skipped", "rollbacks", "replaced", "lr_scale", "good", "went_back")
 
@@ -51,6 +53,14 @@ class GuardSettings:
     budget: float = 0.05
 
     def __post_init__(self) -> None:
+        given = asdict(self)
+        kinds = {name: numbers.Integral if name in _WHOLE else numbers.Real for name in given}
+        wrong = {name: v for name, v in given.items() if not isinstance(v, kinds[name])}
+        if wrong:
+            raise TypeError(
+                f"settings of a guard must be numbers, and whole ones for {', '.join(_WHOLE)}; got "
+                f"{wrong}. Leave out what should be as by default: GuardSettings(factor=5)."
+            )
         if not 0 < self.false_alarms < 0.1 or not self.factor > 1 or not 0 < self.lr_factor <= 1:
             raise ValueError(
                 "a guard needs 0 < false_alarms < 0.1, factor > 1 and 0 < lr_factor <= 1, got "

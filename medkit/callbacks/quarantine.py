@@ -75,9 +75,20 @@ class Quarantine(pl.Callback):
         on_event: Callable[..., None] | None = None,
         name_row: Callable[[Row], Row] | None = None,
     ) -> None:
-        if not 0 <= budget < 1:
+        if ranges is not None and not isinstance(ranges, Mapping):
+            raise TypeError(
+                f"ranges must map fields of a sample to (low, high), got {ranges!r}. Name the "
+                "field: Quarantine({0: (-1024, 3071)})."
+            )
+        for name, given, like in (("checks", checks, "finite"), ("fields", fields, "image")):
+            if given is not None and (isinstance(given, str) or not isinstance(given, Sequence)):
+                raise TypeError(
+                    f"{name} must be a sequence, got {given!r}. Put a single one in a tuple: "
+                    f"Quarantine({name}=({like!r},))."
+                )
+        if not isinstance(budget, int | float) or not 0 <= budget < 1:
             raise ValueError(
-                f"budget must be a share of the rows from 0 to below 1, got {budget}. 0.02 lets "
+                f"budget must be a share of the rows from 0 to below 1, got {budget!r}. 0.02 lets "
                 "one row in fifty be set aside; 0 stops at the first."
             )
         self.screen = Screen(

@@ -61,6 +61,11 @@ class SpikeGuard(pl.Callback):
         name_row: Callable[[Row], Row] | None = None,
         seed: int | None = None,
     ) -> None:
+        if not isinstance(settings, GuardSettings | None):
+            raise TypeError(
+                f"settings of a SpikeGuard must be GuardSettings or None, got {settings!r}. "
+                "None takes the defaults; others: SpikeGuard(GuardSettings(factor=5))."
+            )
         self.settings = settings or GuardSettings()
         self.on_event = on_event
         self.name_row = name_row

@@ -59,6 +59,11 @@ class Screen:
                     f"the range of {name!r} must be (low, high), got {limits!r}. "
                     "None stands for no limit: (-1024, None)."
                 )
+            if _upside_down(*limits):
+                raise ValueError(
+                    f"the range of {name!r} must go from low to high, got {limits!r}. "
+                    "Exchange the two, or no sample is in it."
+                )
 
     def problem(self, sample: Any) -> Problem | None:
         """Return what is wrong with a sample, or None.
@@ -223,6 +228,12 @@ def _all_finite(value: Tensor) -> bool:
         return bool(value.isfinite().all())
     low, high = value.aminmax()
     return math.isfinite(float(low)) and math.isfinite(float(high))
+
+
+def _upside_down(low: Any, high: Any) -> bool:
+    if low is None or high is None:
+        return False
+    return bool((torch.as_tensor(low) > torch.as_tensor(high)).any())
 
 
 def _within(value: Tensor, limit: float, below: bool) -> bool:

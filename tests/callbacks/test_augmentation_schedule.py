@@ -329,3 +329,9 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Ramp(0)
     with pytest.raises(ValueError, match=r"low <= high, step > 0.*got 0\.3, 0\.15.*defaults"):
         ByGap(low=0.3)
+
+
+@pytest.mark.parametrize("given", [0.5, "x", None])
+def test_a_schedule_that_is_no_function_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a function of the epoch.*got .*set it in the tr"):
+        AugmentationSchedule(given)

@@ -253,6 +253,23 @@ def test_a_budget_that_is_no_share_is_refused() -> None:
         Quarantine(budget=1.5)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budget": "x"}, r"must be a share .* got 'x'\. 0\.02 lets"),
+        ({"ranges": [1, 2]}, r"ranges must map fields .* got \[1, 2\]\. Name"),
+        ({"ranges": {0: (3, 1)}}, r"must go from low to high, got \(3, 1\)\. Exchange"),
+        ({"ranges": {0: ([0, 3], [1, 1])}}, r"must go from low to high"),
+        ({"checks": "finite"}, r"checks must be a sequence, got 'finite'\. Put .*\('finite',\)"),
+        ({"fields": 0}, r"fields must be a sequence, got 0\. Put .*fields="),
+        ({"fields": "image"}, r"fields must be a sequence, got 'image'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        Quarantine(**options)
+
+
 def test_a_resume_with_other_ranges_is_refused(tmp_path: Path) -> None:
     class Data(pl.LightningDataModule):
         def train_dataloader(self) -> Any:

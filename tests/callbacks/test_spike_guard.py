@@ -250,6 +250,18 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         GuardSettings(patience=0)
 
 
+@pytest.mark.parametrize("given", [{"factor": "a"}, {"patience": 2.5}, {"budget": None}], ids=repr)
+def test_settings_that_are_no_numbers_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"must be numbers, .*got \{.*Leave out"):
+        GuardSettings(**given)
+
+
+@pytest.mark.parametrize("given", [True, 5, {"factor": 3}, GuardSettings], ids=repr)
+def test_a_guard_takes_no_other_settings(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be GuardSettings or None, got .*None takes"):
+        SpikeGuard(given)
+
+
 def test_a_fit_that_cannot_be_guarded_says_so(
     quiet: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
