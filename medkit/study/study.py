@@ -14,7 +14,7 @@ from medkit.record.files import read_json
 from medkit.record.lock import RunLock
 from medkit.study.outcomes import OUTCOME_NAME, Outcome
 from medkit.study.study_job import STUDY_NAME, Job, Train, TrainError, train_job
-from medkit.study.study_plan import SPREAD_SEEDS, Plan, as_json
+from medkit.study.study_plan import SPREAD_SEEDS, Plan, as_json, no_texts
 from medkit.study.study_processes import run_apart, spec_of
 from medkit.study.study_raised import raised_alike
 
@@ -72,15 +72,7 @@ class Study:
         free_splits: int = 0,
         repeats: int = 0,
     ) -> None:
-        for what, value in (
-            *(("seeds", seeds), ("split_seeds", split_seeds)),
-            *(("sites", sites), ("fixed", fixed)),
-        ):
-            if isinstance(value, str):  # tuple() would take its letters apart
-                raise ValueError(
-                    f"{what} must be a list; got the text {value!r}. Write {what}=[{value!r}] for "
-                    "one."
-                )
+        no_texts(seeds=seeds, split_seeds=split_seeds, sites=sites, fixed=fixed)
         self.path = Path(path).absolute()
         self.plan = Plan(
             as_json(recipes),

@@ -140,3 +140,16 @@ def as_json(recipes: Mapping[str, Any]) -> dict[str, Any]:
             "numbers, texts, lists and dicts, and build objects from them in train."
         ) from error
     return found
+
+
+def no_texts(**lists: object) -> None:
+    """Refuse texts for lists: their letters would be taken one by one.
+
+    Raises:
+        ValueError: For the first.
+    """
+    for what, value in lists.items():
+        if isinstance(value, str):
+            raise ValueError(
+                f"{what} must be a list; got the text {value!r}. Write {what}=[{value!r}] for one."
+            )
