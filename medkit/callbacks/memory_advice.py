@@ -37,17 +37,9 @@ def why_no_smaller(module: Any, where: str, size: int, tried: int, *, asked: boo
         f"a batch must fit in memory or be split; this one of {size or 'an unknown number of'} "
         f"samples ran out of it in the {where} pass"
     )
-    if not hasattr(module, "loss_terms"):
-        return (
-            f"{begin}, and {type(module).__name__} has no loss_terms(batch) -> (sum, weight) to "
-            "split it by. Write one, with training_step returning sum / weight of "
-            "self.loss_terms(batch), or take smaller batches with accumulate_grad_batches."
-        )
-    if not getattr(module, "terms_add_up", True):
-        return (
-            f"{begin}, and the loss of {type(module).__name__} does not add up over parts of a "
-            "batch. Take smaller batches, and know that they are another loss, or a smaller net."
-        )
+    never = why_never_split(module)
+    if never:
+        return f"{begin}, and {never}"
     if not asked:
         return (
             f"{begin}, and training_step does not call self.loss_terms(batch), so its parts can't "
@@ -62,6 +54,22 @@ def why_no_smaller(module: Any, where: str, size: int, tried: int, *, asked: boo
         return (
             f"{begin} with 1 sample at once. Take smaller patches or a smaller net, or "
             "precision='bf16-mixed'."
+        )
+    return ""
+
+
+def why_never_split(module: Any) -> str:
+    """Return why no batch of a module can be split, and what to do; empty if they can."""
+    if not hasattr(module, "loss_terms"):
+        return (
+            f"{type(module).__name__} has no loss_terms(batch) -> (sum, weight) to split it by. "
+            "Write one, with training_step returning sum / weight of self.loss_terms(batch), or "
+            "take smaller batches with accumulate_grad_batches."
+        )
+    if not getattr(module, "terms_add_up", True):
+        return (
+            f"the loss of {type(module).__name__} does not add up over parts of a batch. Take "
+            "smaller batches, and know that they are another loss, or a smaller net."
         )
     return ""
 

@@ -17,6 +17,7 @@ from medkit.callbacks.memory_advice import (
     batch_norm_deviates,
     does_not_add_up,
     where_not_split,
+    why_never_split,
     why_no_smaller,
     why_not_guarded,
 )
@@ -51,8 +52,10 @@ class MemoryGuard(pl.Callback):
     An optimizer step that runs out is taken back from copies made before each step (weights and
     optimizer state, so memory for another three times the weights with AdamW) and taken again.
 
-    Not guarded, with a warning: manual optimization, LBFGS, several devices, members trained apart.
-    An evaluation that runs out gets advice only. It works beside ``SpikeGuard``, in any order.
+    A module whose batches can't be split is named with a warning as the fit begins; its optimizer
+    steps are guarded. Not guarded, with a warning: manual optimization, LBFGS, several devices,
+    members trained apart. An evaluation that runs out gets advice only. It works beside
+    ``SpikeGuard``, in any order.
 
     Args:
         on_event: Called with each intervention as keyword arguments ``event action epoch batch
@@ -105,6 +108,9 @@ class MemoryGuard(pl.Callback):
         if reason:
             _log.warning("MemoryGuard does not guard this fit: %s", reason)
             return
+        cannot = why_never_split(pl_module)
+        if cannot:
+            _log.warning("MemoryGuard can't split the batches of this fit: %s", cannot)
         self._guarding = True
         self._try = Try(trainer)
         self._norms = batch_norms(pl_module)

@@ -192,9 +192,10 @@ def add_up(trainer: pl.Trainer, terms: Terms, batch: Any, most: int) -> str:
     context = trainer.precision_plugin.train_step_context()
     with replaying(trainer.lightning_module), torch.no_grad(), context:
         try:
-            whole, *parts = (
-                tuple(map(float, terms(part))) for part in (take(batch, index, size), *halves)
-            )
+            found: list[Any] = [terms(part) for part in (take(batch, index, size), *halves)]
+            if not isinstance(found[0], tuple | list) or len(found[0]) != 2:
+                return f"it returned a {type(found[0]).__name__} and not (sum, weight)"
+            whole, *parts = (tuple(map(float, both)) for both in found)
         except Exception as error:  # memory again, or code that can't do without gradients
             _log.warning("loss_terms was not tried on parts of a batch: %s", error)
             return ""

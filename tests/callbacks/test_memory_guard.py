@@ -310,6 +310,33 @@ def test_losses_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
         trained(tmp_path, {(0, 1): ("forward", 5)}, kind=Mean)
 
 
+def test_a_sum_without_its_weight_is_refused(tmp_path: Path) -> None:
+    class Alone(Net):
+        def loss_terms(self, batch: Sequence[Tensor]) -> Any:
+            return super().loss_terms(batch)[0]
+
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            self.memory.place = (self.current_epoch, batch_idx)
+            return self.loss_terms(batch)
+
+    with pytest.raises(MemoryError, match=r"a sum and a weight.*returned a Tensor and.*Return the"):
+        trained(tmp_path, {(0, 1): ("forward", 5)}, kind=Alone)
+
+
+def test_a_module_without_loss_terms_is_named_as_the_fit_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Roomy(Bare):
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    fit(Roomy(), tmp_path, callbacks=[MemoryGuard()])
+    assert "can't split the batches of this fit: Roomy has no loss_terms" in caplog.text
+    caplog.clear()
+    trained(tmp_path, {})
+    assert "can't split" not in caplog.text
+
+
 def test_cox_models_are_refused(tmp_path: Path) -> None:
     class Cox(Net):
         terms_add_up = LitCox.terms_add_up
