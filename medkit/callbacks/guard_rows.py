@@ -17,6 +17,7 @@ from medkit import keyed as keys
 from medkit.data.loader import KeyedLoader
 
 Row = int | str
+_NAMED = 3  # rows that a message names
 _FEW = 1 << 15  # numbers that are copied faster than looked at in place
 
 
@@ -36,6 +37,15 @@ def rows_of(trainer: pl.Trainer, batch: Any, batch_idx: int) -> list[Row] | None
     if len(loaders) == 1 and isinstance(loaders[0], KeyedLoader):
         return list(loaders[0].rows_here(batch_idx))
     return None
+
+
+def in_words(line: Mapping[str, Any]) -> str:
+    """Return a line of the ledger as a message; rows go by the names they have there."""
+    rows = ", ".join(map(str, line["rows"][:_NAMED])) or "none named"
+    more = len(line["rows"]) - _NAMED
+    rest = f" and {more} more" if more > 0 else ""
+    place = f"epoch {line['epoch']}, batch {line['batch']}, rows {rows}{rest}"
+    return f"{line['event']} at {place}: {line['action']} ({line['detail']})"
 
 
 def take(batch: Any, index: Sequence[int], size: int) -> Any:

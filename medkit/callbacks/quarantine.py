@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from medkit.callbacks.due import of_any_rank
-from medkit.callbacks.guard_rows import Row, rows_of
+from medkit.callbacks.guard_rows import Row, in_words, rows_of
 from medkit.callbacks.spike_guard import SpikeGuard
 from medkit.data.fetching import PlaceBatch
 from medkit.data.keyed_loader import KeyedLoader
@@ -59,7 +59,8 @@ class Quarantine(pl.Callback):
         fields: What "finite" looks at; None: all. The first is the image.
         on_event: Called with each intervention as keyword arguments ``event action epoch batch
             step rows detail``; None logs it.
-        name_row: How rows are named there; a run gives pseudonyms.
+        name_row: How rows are named there; a run gives pseudonyms, and
+            :func:`~medkit.record.ledger.rows_named` leads back to the rows.
 
     Attributes:
         rows: Row -> reason.
@@ -228,7 +229,7 @@ class Quarantine(pl.Callback):
             "detail": detail,
         }
         self.events.append(line)
-        _log.warning("%(event)s at epoch %(epoch)s, batch %(batch)s: %(action)s (%(detail)s)", line)
+        _log.warning("%s", in_words(line))
         if self.on_event is not None and trainer.is_global_zero:
             self.on_event(**line)
 

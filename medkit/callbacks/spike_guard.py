@@ -14,7 +14,15 @@ from torch.optim import LBFGS, Optimizer
 
 from medkit.callbacks import guard_step
 from medkit.callbacks.guard_policy import GuardSettings, Policy
-from medkit.callbacks.guard_rows import Row, norm_of, rows_of, samples, total_norm, without
+from medkit.callbacks.guard_rows import (
+    Row,
+    in_words,
+    norm_of,
+    rows_of,
+    samples,
+    total_norm,
+    without,
+)
 from medkit.callbacks.guard_search import Fault, Micro, find_rows
 from medkit.callbacks.guard_state import Before
 from medkit.callbacks.guard_window import Window
@@ -49,7 +57,8 @@ class SpikeGuard(pl.Callback):
         settings: When to step in, and how far to go.
         on_event: Called with each intervention as keyword arguments ``event action epoch batch
             step rows detail``; None logs it. All are in ``events``.
-        name_row: How rows are named there; a run gives pseudonyms.
+        name_row: How rows are named there; a run gives pseudonyms, and
+            :func:`~medkit.record.ledger.rows_named` leads back to the rows.
         seed: Draws the stand-ins; None takes that of the Trainer's ``KeyedSteps``, or 0.
     """
 
@@ -97,7 +106,7 @@ class SpikeGuard(pl.Callback):
     def _tell(self, line: Mapping[str, Any]) -> None:
         if self.on_event is not None:
             self.on_event(**line)
-        _log.warning("%(event)s at epoch %(epoch)s, batch %(batch)s: %(action)s (%(detail)s)", line)
+        _log.warning("%s", in_words(line))
 
     # ---- a fit begins and ends -----------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medkit.record.files import append_whole, is_full_disk, write_text
+from medkit.record.pseudonym import key_path, pseudonym
 
 LEDGER_NAME = "ledger.jsonl"
 
@@ -124,6 +125,31 @@ class Ledger:
             write_text(self.path, text)
             _waiting.pop(self.path, None)
         return len(rows) - len(kept)
+
+
+def rows_named(run_dir: Path | str, rows: Iterable[int | str]) -> dict[str, int | str]:
+    """Return name -> row for those of ``rows`` that the ledger of a run names.
+
+    Only whoever has the key of the pseudonyms and the rows themselves can go back to them.
+
+    Args:
+        run_dir: The run folder.
+        rows: Rows as the data know them: what the batches' field ``row`` holds, else
+            ``range(len(dataset))``.
+
+    Raises:
+        ValueError: When the ledger names rows and none of these is among them.
+    """
+    lines = Ledger(Path(run_dir) / LEDGER_NAME).read()
+    names = {str(name) for line in lines for name in line["rows"]}
+    named = {name: row for row in rows if (name := pseudonym(row)) in names}
+    if names and not named:
+        raise ValueError(
+            f"rows must be those of the run, but none is among the {len(names)} that {run_dir} "
+            f"names. Pass the batches' field `row`, or range(len(dataset)); the key must be the "
+            f"one of that run, here it is {key_path()}."
+        )
+    return named
 
 
 def _drop_torn_end(handle: BinaryIO) -> None:

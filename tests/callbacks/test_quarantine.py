@@ -206,6 +206,11 @@ def test_a_killed_run_ends_in_the_same_bits_and_the_same_ledger(tmp_path: Path) 
     assert "jane_doe" not in (tmp_path / "whole" / "ledger.jsonl").read_text()
 
 
+def test_the_log_names_a_row_as_the_ledger_does(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fit(epochs=1, name_row=pseudonym)
+    assert f"rows {pseudonym(9)}: row set aside, redrawn (0: 1 values)" in caplog.text
+
+
 def test_over_budget_it_stops_with_rows_and_reasons(fit: Any) -> None:
     with pytest.raises(QuarantineError, match=r"2 of 48 rows .* unreadable, such as 4 \(unread"):
         fit(budget=0.02)

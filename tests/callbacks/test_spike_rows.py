@@ -25,7 +25,7 @@ from medkit.jobs.control import JobControl
 from medkit.jobs.ending import judge
 from medkit.jobs.execution import Result
 from medkit.record.folder import RunFolder
-from medkit.record.ledger import Ledger
+from medkit.record.ledger import Ledger, rows_named
 from medkit.record.pseudonym import pseudonym
 from medkit.trainer import stable_trainer, start_run
 from tests.callbacks.small import training
@@ -84,6 +84,15 @@ class Rowed(NamedTuple):
     x: Tensor
     y: Tensor
     row: Tensor
+
+
+def test_the_log_names_rows_as_the_ledger_does_and_they_can_be_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path / "run", Net(), epochs=1)
+    found = rows_named(tmp_path / "run", range(len(rows())))
+    assert sorted(found.values()) == sorted(POISON)
+    assert all(name in caplog.text for name in found)
 
 
 def test_rows_are_named_by_the_batchs_own_field(quiet: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from medkit.record.ledger import Ledger
+from medkit.record.ledger import Ledger, rows_named
+from medkit.record.pseudonym import pseudonym
 
 
 @pytest.fixture
@@ -126,3 +127,16 @@ def test_waiting_lines_are_cut_as_the_others_are(
 def test_what_is_no_full_disk_is_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Ledger(tmp_path / "nowhere" / "ledger.jsonl").append("spike", action="skipped")
+
+
+def test_rows_behind_the_names_are_found_by_who_has_them(ledger: Ledger) -> None:
+    ledger.append("NaN", action="skipped", rows=[pseudonym(7), pseudonym("b")])
+    found = rows_named(ledger.path.parent, [*range(20), "a", "b"])
+    assert found == {pseudonym(7): 7, pseudonym("b"): "b"}
+
+
+def test_rows_of_other_data_are_refused(ledger: Ledger) -> None:
+    assert rows_named(ledger.path.parent, range(5)) == {}
+    ledger.append("NaN", action="skipped", rows=[pseudonym(7)])
+    with pytest.raises(ValueError, match=r"must be those of the run.*none is among the 1.*Pass"):
+        rows_named(ledger.path.parent, range(5))
