@@ -138,17 +138,21 @@ class AugmentationSchedule(pl.Callback):
             return
         before, why = self.strength_of(epoch), "by epoch"
         if not isinstance(self.schedule, ByGap):
-            strength = float(self.schedule(epoch))
+            strength = self.schedule(epoch)
         elif before is None:
             strength, why = self.schedule.start, "to begin with"
         else:
             strength, why = self._by_gap(trainer, self.schedule, before)
-        if not math.isfinite(strength):
+        try:
+            number = float(strength)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
             raise ValueError(
-                f"the strength of an augmentation must be finite, the schedule gave {strength} for "
-                f"epoch {epoch}. Look at what it computes there."
+                "the strength of an augmentation must be a finite number, the schedule gave "
+                f"{strength!r} for epoch {epoch}. Look at what it computes there."
             )
-        self.strengths[epoch] = strength
+        self.strengths[epoch] = strength = number
         if strength != before:
             self._note(trainer, before, strength, why)
 

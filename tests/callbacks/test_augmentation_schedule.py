@@ -319,9 +319,11 @@ def test_a_validation_loss_that_is_not_logged_is_refused(quiet: dict[str, Any]) 
         fit(quiet, AugmentationSchedule(ByGap(monitor="val/nll")))
 
 
-def test_a_strength_that_is_no_number_is_refused(quiet: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be finite, the schedule gave nan for epoch 0"):
-        fit(quiet, AugmentationSchedule(lambda epoch: float("nan")))
+@pytest.mark.parametrize("given", [float("nan"), "a", None], ids=repr)
+def test_a_strength_that_is_no_number_is_refused(given: Any, quiet: dict[str, Any]) -> None:
+    said = rf"must be a finite number, the schedule gave {given!r} for epoch 0\. Look"
+    with pytest.raises(ValueError, match=said):
+        fit(quiet, AugmentationSchedule(lambda epoch: given))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
