@@ -23,10 +23,10 @@ import itertools
 import logging
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,13 @@ warnings.filterwarnings("ignore")
 import pytorch_lightning as pl
 import torch
 from _memory import Memory, Net, Trouble, cnn, deviation, fit, loader, lost_and_doubled, mlp
-from guard_overhead import volumes
+from guard_overhead import kit, volumes
 from report import Report
 from torch import Tensor, nn
 from trainer_overhead import (
     BATCH,
-    Lean,
     Tensors,
     bare_fit,
-    batches,
     cnn3d,
     in_turn,
     keep_freed_memory,
@@ -188,31 +186,9 @@ def averaged_halves(case: Case) -> float:
     return float((halves - whole).norm() / whole.norm())
 
 
-def guarded(net: Any, data: Tensors, size: int, epochs: int, *, guard: bool) -> Callable[[], float]:
-    """Return a fit by ``stable_trainer`` that returns its CPU seconds."""
-
-    def timed() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            run = start_run(Path(folder) / "run", seed=1)
-            module, batched = Lean(net()), keyed(batches(data, size))
-            trainer = stable_trainer(
-                run, max_epochs=epochs, checkpoint_every_s=None, memory_guard=guard,
-                accelerator="cpu", enable_progress_bar=False,
-            )  # fmt: skip
-            began = time.process_time()
-            trainer.fit(module, batched)
-            used = time.process_time() - began
-            run.finish()
-        torch.use_deterministic_algorithms(False)
-        _must_be_silent(trainer, guard)
-        return used
-
-    return timed
-
-
-def _must_be_silent(trainer: pl.Trainer, guard: bool) -> None:
+def _must_be_silent(trainer: pl.Trainer) -> None:
     there = [c for c in trainer.callbacks if isinstance(c, MemoryGuard)]  # type: ignore[attr-defined]
-    if len(there) != guard or any(one.events for one in there):
+    if len(there) != 1 or there[0].events:
         raise RuntimeError(f"the guard was to look on and do nothing, found {there}")
 
 
@@ -220,8 +196,9 @@ def price(report: Report) -> None:
     """Print what the guard costs where it has nothing to do."""
     keep_freed_memory()
     table, epochs = Tensors(*rows()), 4 if report.quick else 20
-    with_it = guarded(table_mlp, table, BATCH, epochs, guard=True)
-    without = guarded(table_mlp, table, BATCH, epochs, guard=False)
+    arm = partial(kit, option="memory_guard", silent=_must_be_silent)
+    with_it = arm(table_mlp, table, BATCH, epochs, True)
+    without = arm(table_mlp, table, BATCH, epochs, False)
     value, (low, high) = median_interval(in_turn(PAIRS, with_it, without))
     step_us = min(without() for _ in range(3)) / (epochs * -(-len(table) // BATCH)) * 1e6
     us = [(ratio - 1) * step_us for ratio in (value, low, high)]
@@ -233,8 +210,8 @@ def price(report: Report) -> None:
     data, epochs = Tensors(x, y), steps // STEPS_AN_EPOCH
     ratios = in_turn(
         PAIRS,
-        guarded(cnn3d, data, size, epochs, guard=True),
-        guarded(cnn3d, data, size, epochs, guard=False),
+        arm(cnn3d, data, size, epochs, True),
+        arm(cnn3d, data, size, epochs, False),
     )
     report.figure(
         "price/cnn3d_with_guard_over_without", *median_interval(ratios), at_most=1.03,

@@ -35,6 +35,19 @@ class Practice:
     used: bool = True
 
 
+def without(practices: Sequence[Practice], names: Sequence[str]) -> list[Practice]:
+    """Return the practices but for those named: an ablation leaves these as they are.
+
+    Raises:
+        ValueError: For a name that none of them has.
+    """
+    known = [practice.name for practice in practices]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(f"leave_out must name some of {known}; got {wrong}. Spell them alike.")
+    return [practice for practice in practices if practice.name not in names]
+
+
 class Ablation:
     """The arms of a study that says which practice buys what.
 

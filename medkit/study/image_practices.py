@@ -27,7 +27,7 @@ from medkit.metrics.thresholds import choose
 from medkit.models.classifier import LitClassifier
 from medkit.models.member_metrics import of_members
 from medkit.record.pseudonym import pseudonym
-from medkit.study.ablation import Ablation, Practice
+from medkit.study.ablation import Ablation, Practice, without
 from medkit.study.image_data import HalfPositive, Ints, Parts, Patches, split
 from medkit.study.image_recipe import ImageRecipe
 from medkit.study.outcomes import Outcome
@@ -74,14 +74,11 @@ def image_ablation(
     Raises:
         ValueError: For names that are not known.
     """
-    names = [practice.name for practice in PRACTICES]
-    wrong = [name for name in leave_out if name not in names]
-    if wrong:
-        raise ValueError(f"leave_out must name some of {names}; got {wrong}. Spell them alike.")
+    kept = without(PRACTICES, leave_out)
     common = {"folder": str(Path(folder).absolute()), **settings}
     ImageRecipe.of(common)
     return Ablation(
-        [practice for practice in PRACTICES if practice.name not in leave_out],
+        kept,
         common=common,
         pairs=[pair for pair in pairs if not {*leave_out} & {*pair}],
         ways=ways,

@@ -25,7 +25,7 @@ from medkit.models.member_metrics import of_members
 from medkit.models.stacked_loader import stacked
 from medkit.models.tabular import WEIGHT_DECAY
 from medkit.record.pseudonym import pseudonym
-from medkit.study.ablation import WAYS, Ablation, Practice
+from medkit.study.ablation import WAYS, Ablation, Practice, without
 from medkit.study.outcomes import Outcome
 from medkit.study.quiet import quiet
 from medkit.study.table_members import WatchedMembers
@@ -84,17 +84,15 @@ def table_ablation(
     Raises:
         ValueError: For names that are not known.
     """
+    kept = without(PRACTICES, leave_out)
     names = [practice.name for practice in PRACTICES]
-    wrong = [name for name in leave_out if name not in names]
-    if wrong:
-        raise ValueError(f"leave_out must name some of {names}; got {wrong}. Spell them alike.")
     contract = names[:3] if columns.get("contract") else []
     gone = {*leave_out, *(names[:3] if not contract else [])}
     plain = {name: str(v) if isinstance(v, Path) else v for name, v in columns.items()}
     common = {"csv_path": str(csv_path), "columns": plain, **settings}
     TableRecipe.of(common)
     return Ablation(
-        [practice for practice in PRACTICES if practice.name not in gone],
+        [practice for practice in kept if practice.name not in gone],
         common=common,
         pairs=[pair for pair in pairs if not gone & set(pair)],
         start=[name for name in contract if name not in gone],
