@@ -55,16 +55,23 @@ def fetched(
     while done < len(wanted):
         places.places = wanted[done:]
         begin()
-        batches = iter(inner)
+        batches: Any = None
         try:
-            _listen(batches, to=False)
-            for _ in places.places:
-                _listen(batches, to=True)
-                batch = next(batches)
+            batches = iter(inner)
+            try:
                 _listen(batches, to=False)
-                yield batch
-                done += 1
+                for _ in places.places:
+                    _listen(batches, to=True)
+                    batch = next(batches)
+                    _listen(batches, to=False)
+                    yield batch
+                    done += 1
+            finally:
+                # a death may be raised even here, but once only: torch then forgets the workers
+                _listen(batches, to=False)
         except (RuntimeError, OSError, EOFError) as error:
+            if batches is None:  # persistent workers may have died since the last epoch
+                batches = getattr(inner, "_iterator", None)
             _listen(batches, to=False)
             if not is_lost(error) and not _one_is_dead(batches):
                 raise
@@ -107,5 +114,6 @@ def _one_is_dead(batches: Any) -> bool:
 
 def _drop(inner: Any, batches: Any) -> None:
     """End the workers that are left; persistent ones would be asked again."""
-    batches._shutdown_workers()
+    if batches is not None:
+        batches._shutdown_workers()
     inner._iterator = None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from medkit.data import workers
 from medkit.data.loader import keyed
 from medkit.data.workers import RESTARTS, LoaderWorkersLostError, is_lost
 
@@ -59,6 +60,38 @@ def test_a_dead_worker_is_replaced_and_no_batch_is_lost_or_changed(
     mended = list(batches(tmp_path / "flags", 1, how, **options))
     assert all(torch.equal(a, b) for a, b in zip(clean, mended, strict=True))
     assert "DataLoader worker" in (tmp_path / "lost").read_text()
+
+
+def test_a_death_that_torch_raises_while_another_is_dealt_with_is_the_same_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = []
+
+    def late(found: Any, *, to: bool) -> None:
+        if not to and not raised and not list((tmp_path / "flags").iterdir()):
+            raised.append(None)
+            raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 3.")
+        listen(found, to=to)
+
+    listen = workers._listen
+    clean = list(batches(tmp_path / "clean"))
+    monkeypatch.setattr(workers, "_listen", late)
+    mended = list(batches(tmp_path / "flags", 1, "exit", num_workers=2))
+    assert all(torch.equal(a, b) for a, b in zip(clean, mended, strict=True))
+    assert raised
+
+
+def test_a_persistent_worker_that_dies_between_epochs_is_replaced(tmp_path: Path) -> None:
+    tmp_path.joinpath("flags").mkdir()
+    rows = DataLoader(Deadly(tmp_path / "flags", "kill"), 4, num_workers=2, persistent_workers=True)
+    loader, lost = keyed(rows, seed=3), []
+    loader.on_lost = lambda place, said: lost.append(said)
+    first = list(loader)
+    os.kill(loader._iterator._workers[1].pid, signal.SIGKILL)
+    time.sleep(0.2)
+    again = list(loader)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert lost
 
 
 def test_workers_that_keep_dying_end_it_with_the_place(tmp_path: Path) -> None:
