@@ -65,7 +65,7 @@ with run.init("fit"):
     model = LitClassifier(**net, lr=2e-3, total_steps=steps)
 """
 IMAGES = """\
-from recipes import ImagesModule
+from _chaos_recipes import ImagesModule
 
 data = keyed(ImagesModule(rows))
 steps = max_epochs * -(-rows // data.batch_size)

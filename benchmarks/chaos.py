@@ -301,7 +301,7 @@ def _by_medkit_run(report: Report, folder: Path, paths: dict[str, str]) -> None:
     for recipe in recipes.RECIPES:
         own = folder / f"notebook-{recipe}"
         notebook = recipes.write_notebook(recipe, own, paths)
-        shutil.copy(recipes.__file__, own / "recipes.py")
+        shutil.copy(recipes.__file__, own)
         names = [name for name in REAL if name not in _others(recipe)]
         request = Request(str(notebook), out=str(folder / f"real-{recipe}"), device="cpu")
         code = chaos_command(request, seeds=3, faults=",".join(names))
