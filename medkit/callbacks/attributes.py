@@ -98,12 +98,12 @@ class ChangedAttributes:
         """Put collected attributes and flags back; return the holders that are not there."""
         waiting = dict(saved["attributes"])
         self._carried = {who: set(names) for who, names in waiting.items()}
-        device = trainer.strategy.root_device
+        device, weights = trainer.strategy.root_device, _memory(trainer.lightning_module)
         for who, holder, _ in holders(trainer):
             for name, value in waiting.pop(who, {}).items():
                 if name.startswith(_TENSOR):
                     _set_tensor(holder, name.removeprefix(_TENSOR), unpack(value, None, device))
-                else:
+                elif not _is_view(vars(holder).get(name), weights):  # those are back, or never left
                     vars(holder)[name] = unpack(value, vars(holder).get(name), device)
         module = trainer.lightning_module
         for name, parameter in module.named_parameters():
@@ -214,6 +214,23 @@ def _set_tensor(holder: Any, name: str, value: Tensor | None) -> None:
     else:
         with torch.no_grad():
             mine.copy_(value)
+
+
+def _memory(module: nn.Module) -> frozenset[int]:
+    """Return where in memory weights and buffers are."""
+    held = [*module.parameters(), *module.buffers()]
+    return frozenset(t.untyped_storage().data_ptr() for t in held if t.numel())
+
+
+def _is_view(value: Any, weights: frozenset[int]) -> bool:
+    """Whether this is a view of weights, or views only: a copy would no longer follow them."""
+    if isinstance(value, Tensor):
+        return value.numel() > 0 and value.untyped_storage().data_ptr() in weights
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return (
+        isinstance(value, list | tuple) and bool(value) and all(_is_view(v, weights) for v in value)
+    )
 
 
 def _is_trainers(trainer: pl.Trainer, value: object) -> bool:

@@ -97,7 +97,7 @@ class TableLoader(KeyedLoader):
         self._at = data.at
         self._size = batch_size
         self._random = shuffle or sampler is not None
-        self._per = _batches_at_once(fields, batch_size)
+        self._per = batches_at_once(fields, batch_size)
 
     @property
     def sampler(self) -> SequentialSampler:
@@ -232,7 +232,7 @@ class _TellsEpoch(SequentialSampler):
             self.loader.set_epoch(epoch)
 
 
-def _batches_at_once(fields: tuple[Tensor, ...], size: int) -> int:
+def batches_at_once(fields: tuple[Tensor, ...], size: int) -> int:
     """Return how many batches are gathered together.
 
     One, where a batch would not begin where torch's own allocations do: what is computed from it

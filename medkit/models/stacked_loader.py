@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medkit.data.batches import alike
 from medkit.data.fetching import PlaceBatch, fetching_here
-from medkit.data.table_loader import TableLoader
+from medkit.data.table_loader import TableLoader, batches_at_once
 
 
 class StackedLoader(TableLoader):
@@ -31,7 +31,7 @@ class StackedLoader(TableLoader):
     def __init__(self, loader: TableLoader, seeds: Sequence[int]) -> None:
         vars(self).update(vars(loader))  # all of it is the same but whose order it is
         self.seeds = tuple(int(seed) for seed in seeds)
-        self._per = 1
+        self._per = batches_at_once(self._fields, self._size * len(self.seeds))
         self._order_of = None
 
     def fetch(self, place: PlaceBatch) -> Any:
@@ -61,10 +61,15 @@ class StackedLoader(TableLoader):
         return at.to(self._fields[0].device)
 
     def _gather(self, order: Tensor, start: int, stop: int) -> Iterator[Any]:  # type: ignore[override]
-        at = order[:, start:stop].reshape(-1)
-        shape = len(order), -1
-        parts = [field.index_select(0, at).view(*shape, *field.shape[1:]) for field in self._fields]
-        yield alike(self._fields, parts)
+        part = order[:, start:stop]
+        size = min(self._size, part.shape[1])
+        # all members' rows of one batch, then of the next; the last batch may be short
+        for some in part.split(max(part.shape[1] // size * size, 1), 1):
+            at = some.unflatten(1, (-1, min(size, some.shape[1]))).transpose(0, 1)
+            shape, at = at.shape, at.reshape(-1)
+            parts = [f.index_select(0, at).view(*shape, *f.shape[1:]) for f in self._fields]
+            for pieces in zip(*(each.unbind(0) for each in parts), strict=True):
+                yield alike(self._fields, pieces)
 
     def _draw_order(self, epoch: int, cycle: int) -> list[PlaceBatch]:
         order, size = self._whole_order(epoch, cycle), self._size

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from medkit.callbacks.attributes import ChangedAttributes
@@ -86,3 +87,43 @@ def test_settings_of_data_come_back_and_data_stay_out(quiet: dict[str, Any], wra
     kept = {name for names in callback.collected.values() for name in names}
     assert {"level", "strength", "stages"} <= kept
     assert not kept & {"rows", "cache", "train"}
+
+
+class Views(Net):
+    """Looks at its weights through views, alone and in a list, that no checkpoint holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat: Tensor | None = None
+        self.parts: list[Tensor] = []
+
+    def look(self) -> None:
+        self.flat = self.net.weight.detach().view(-1)
+        self.parts = [self.net.weight.detach()[:, :1], self.net.bias.detach()]
+
+
+class MovesWeights(pl.Callback):
+    """Has a view made before or after attributes are brought back, and then moves the weights."""
+
+    def __init__(self, made: str) -> None:
+        self.made = made
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        changes = ChangedAttributes(trainer)
+        pl_module.look()
+        kept = {"attributes": changes.collect(trainer)["attributes"], "flags": {}}
+        if self.made == "later":
+            pl_module.flat, pl_module.parts = None, []
+        changes.restore(trainer, kept)
+        if self.made == "later":
+            pl_module.look()
+        with torch.no_grad():
+            pl_module.net.weight.fill_(3.0)
+        assert pl_module.flat.tolist() == [3.0, 3.0]
+        assert pl_module.parts[0].tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize("made", ["before", "later"])
+def test_a_view_of_weights_stays_one_after_a_resume(quiet: dict[str, Any], made: str) -> None:
+    data, callback = Data(lambda rows: rows), MovesWeights(made)
+    pl.Trainer(**quiet, max_steps=1, callbacks=[callback]).fit(Views(), data)
