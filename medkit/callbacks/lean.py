@@ -76,8 +76,8 @@ class _Written:
             hooks = _STEP_HOOKS
             self._names = frozenset(h for h in hooks if any(is_overridden(h, o) for o in owners))
             self._known = known
-            name = "on_before_optimizer_step"
-            writers: list[Any] = [owner for owner in owners if is_overridden(name, owner)]
+            before_step = "on_before_optimizer_step"
+            writers: list[Any] = [o for o in owners if is_overridden(before_step, o)]
             quiet = all(getattr(writer, "logs_nothing", False) for writer in writers)
             self.quiet = writers if quiet else None
         return name in self._names

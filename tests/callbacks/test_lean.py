@@ -178,7 +178,7 @@ class Late(pl.Callback):
         noted(self, pl_module.seen, *HOOKS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", ["none", "module", "callback", "both", "late"])
+@pytest.mark.parametrize("case", ["none", "module", "callback", "both", "late", *HOOKS])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("kind", [WithNumber, Clips])
 def test_a_step_goes_through_the_hooks_that_lightning_calls(
@@ -191,8 +191,8 @@ def test_a_step_goes_through_the_hooks_that_lightning_calls(
         callback = Late() if case == "late" else pl.Callback()
         if case in {"module", "both"}:
             noted(module, module.seen, *HOOKS)
-        if case in {"callback", "both"}:
-            noted(callback, module.seen, *HOOKS)
+        if case in {"callback", "both", *HOOKS}:
+            noted(callback, module.seen, *([case] if case in HOOKS else HOOKS))
         options = quiet | {"callbacks": [callback], "profiler": profiler}
         if kind is not Clips:  # it clips by itself, and Lightning refuses to have both
             options |= {"gradient_clip_val": clip}
