@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from medkit.data.batches import Batch
+from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
 
@@ -28,7 +28,7 @@ class Scored(NamedTuple):
     site: Tensor
 
 
-class LitClassifier(pl.LightningModule):
+class LitClassifier(LeanModule):
     """Train a net to tell label 1 from label 0.
 
     Logs ``train/loss`` once an epoch (a log per step costs as much as a step of a small net);

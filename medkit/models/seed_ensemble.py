@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from medkit import keyed
 from medkit.data.batches import Batch
 from medkit.models.classifier import LitClassifier, Scored
+from medkit.models.lean_module import LeanModule
 from medkit.models.masks import MemberMasks
 from medkit.models.member_metrics import NAMES, of_members
 from medkit.models.nets import build
@@ -26,7 +26,7 @@ from medkit.models.stacked_layers import aligned
 _KEPT_BYTES = 31 << 20
 
 
-class SeedEnsemble(pl.LightningModule):
+class SeedEnsemble(LeanModule):
     """Train S nets for tables in one process, alike but for their seeds.
 
     ::

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -16,6 +15,7 @@ from medkit.data.batches import Batch
 from medkit.data.cox import CoxBaseline
 from medkit.data.hazard import BaselineHazard, breslow
 from medkit.metrics.survival import harrell_c
+from medkit.models.lean_module import LeanModule
 from medkit.models.losses import cox_terms
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
@@ -39,7 +39,7 @@ class Ranked(NamedTuple):
     site: Tensor
 
 
-class LitCox(pl.LightningModule):
+class LitCox(LeanModule):
     """Train a net to give patients log relative hazards, by Cox's partial likelihood.
 
     Ties are Efron's (1977). Risk sets are those within a batch, and the default of

@@ -203,6 +203,55 @@ def test_a_step_goes_through_the_hooks_that_lightning_calls(
     assert ways[0] == ways[1]
 
 
+class Validated(WithNumber):
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return self.train_dataloader()
+
+    def validation_step(self, batch: Tensor, number: int) -> None:
+        self.log("val/loss", self.net(batch).sum())
+
+
+class Logs(Validated):
+    """Logs in steps and at ends, by mean and by maximum."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/loss", loss, on_step=True, on_epoch=True)
+        self.log(
+            "train/most", loss.detach().double(), on_step=False, on_epoch=True, reduce_fx="max"
+        )
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/epoch", float(self.current_epoch))
+        self.log("val/seen", torch.tensor(float(len(self.seen))))
+
+
+def test_what_is_logged_is_what_lightning_logs(quiet: dict[str, Any]) -> None:
+    ways = []
+    for profiler in (NoProfiler(), None):
+        torch.manual_seed(0)
+        trainer = pl.Trainer(max_epochs=3, profiler=profiler, **quiet)
+        lighten(trainer)
+        trainer.fit(Logs())
+        ways.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+    assert ways[0] == ways[1]
+    assert {"train/loss_epoch", "train/most", "val/loss", "val/epoch"} <= ways[0].keys()
+
+
+@pytest.mark.gpu
+def test_what_is_logged_may_be_on_either_device(quiet: dict[str, Any]) -> None:
+    class Mixed(Validated):
+        def on_validation_epoch_end(self) -> None:
+            self.log("val/here", torch.tensor(2.0))
+            self.log("val/there", torch.tensor(3.0, device=self.device))
+
+    trainer = pl.Trainer(max_epochs=2, profiler=NoProfiler(), **(quiet | {"accelerator": "auto"}))
+    lighten(trainer)
+    trainer.fit(Mixed())
+    assert [float(trainer.logged_metrics[f"val/{n}"]) for n in ("here", "there")] == [2.0, 3.0]
+
+
 def test_a_profiler_of_ones_own_sees_what_lightning_does(quiet: dict[str, Any]) -> None:
     trainer = pl.Trainer(max_epochs=1, profiler="simple", **quiet)
     places = (trainer.strategy, trainer.fit_loop.epoch_loop, trainer.precision_plugin)
