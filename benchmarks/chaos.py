@@ -1,6 +1,6 @@
 """Faults of every kind in two small trainings, over seeds: what ends by itself, and with what?
 
-A net for a table and a CNN with BatchNorm are disturbed as ``medkit chaos`` does: sixteen faults,
+A net for a table and a CNN with BatchNorm are disturbed as ``medkit chaos`` does: seventeen faults,
 each at a place drawn from the seed. Most runs are forks of one warm process that go through the
 notebook's cells and are started again as ``medkit run --retries`` would; a share of every kind is
 started by ``medkit run`` itself. Compared are final weights and metrics, bit for bit, with the

@@ -13,9 +13,10 @@ when one of its generators is asked for.
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,20 @@ def seed_of(seed: int, purpose: str, *place: Place) -> int:
             break
     digest = hashlib.blake2b(repr(whole).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def seeds_of(seeds: Iterable[int], what: str = "seeds") -> tuple[int, ...]:
+    """Return several seeds as a tuple.
+
+    Raises:
+        ValueError: For one number, a text, and what is no whole number: 1.5 would be cut to 1.
+    """
+    try:
+        return tuple(operator.index(seed) for seed in seeds)
+    except TypeError as error:
+        raise ValueError(
+            f"{what} must be several whole numbers, got {seeds!r}. Pass range(5), or [0, 1, 2]."
+        ) from error
 
 
 def generator(seed: int, purpose: str, *place: Place) -> np.random.Generator:

@@ -223,14 +223,24 @@ class Run:
         """Note which signal ended this attempt, for whoever started the job."""
         self.folder.update(interrupted_by=name)
 
-    def finish(self, status: str | None = None) -> None:
+    def finish(self, status: str | None = None) -> str:
         """Close the run: cost, status and end; the lock is let go.
 
         Called by itself when the process ends or a new run is started. A launched job's status is
         its launcher's to say.
+
+        Returns:
+            "done", "interrupted" or "failed" (a stage ended in an error, or in weights that are
+            not finite); "running" in a launched job. A script ends with it as others expect by
+            ``sys.exit(run.finish() != "done")``.
         """
+        if not self.folder.exists():  # removed by hand: there is nothing to close
+            if self._open:
+                _log.warning("%s is gone, and with it what its run has left", self.dir)
+            self.abandon()
+            return status or "interrupted"
         if not self._open:
-            return
+            return str(self.folder.read()["status"])
         self._open = False
         try:
             self.ledger.flush()
@@ -249,6 +259,7 @@ class Run:
                 content["attempts"][-1] |= {"end": content["end"], "how": content["status"]}
         if self._lock is not None:
             self._lock.release()
+        return str(content["status"])
 
     def abandon(self) -> None:
         """Let the lock go and leave the folder as it is: the run was refused there."""

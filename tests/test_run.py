@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,24 @@ def test_started_again_in_the_same_process_it_closes_the_run_before(tmp_path: Pa
     assert record(first.dir)["status"] == "done"
     assert not is_locked(first.dir)
     assert record(second.dir)["status"] == "running"
+
+
+def test_a_run_whose_folder_was_removed_stands_in_nobodys_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start_run(tmp_path / "a", seed=7)
+    shutil.rmtree(tmp_path / "a")
+    start_run(tmp_path / "b", seed=7)
+    assert f"{tmp_path / 'a'} is gone" in caplog.text
+    assert first.finish() == "interrupted"
+    assert record(tmp_path / "b")["status"] == "running"
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "interrupted"])
+def test_how_a_run_ended_is_returned_for_an_exit_code(tmp_path: Path, status: str) -> None:
+    run = start_run(tmp_path / "a", seed=7)
+    assert run.finish(status) == status
+    assert run.finish() == status
 
 
 def test_without_a_folder_two_runs_get_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,11 @@ from torch import nn
 net = lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.Upsample(scale_factor=2, mode="trilinear"))
 good = lambda: nn.Sequential(nn.Conv3d(1, 2, 3), nn.Upsample(scale_factor=2))
 word = lambda: "net"
+needs = lambda width: nn.Conv3d(1, width, 3)
+
+
+def raises():
+    raise ValueError("no weights here\\nlook elsewhere")
 """
 
 
@@ -145,6 +150,13 @@ def test_the_command_says_what_varies_and_ends_with_1(capsys: pytest.CaptureFixt
             "--input must be sizes above 0, as in 1,1,64,64,64, got '1,x'",
         ),
         ("scanned_nets:word", "1,1", "must give a torch.nn.Module, got a str. Write a function"),
+        ("scanned_nets:needs", "1,1", "needs can't be called without arguments and give a net: T"),
+        ("scanned_nets:raises", "1,1", "give a net: ValueError: no weights here\n"),
+        (
+            "scanned_nets:good",
+            "1,2,8,8,8",
+            "good can't be called with (1, 2, 8, 8, 8), forward and back: RuntimeError: ",
+        ),
         ("scanned_nets:goo", "1,1", "Did you mean 'good'?"),
     ],
 )

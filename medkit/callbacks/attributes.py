@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medkit.callbacks.bits import same_bits
+from medkit.callbacks.bits import memory_of, same_bits
 from medkit.callbacks.data_settings import LOADER, data_holders, no_settings
 from medkit.callbacks.packing import ATOMS, TAG, pack, unpack
 from medkit.callbacks.state import NotPlainError
@@ -218,19 +218,17 @@ def _set_tensor(holder: Any, name: str, value: Tensor | None) -> None:
 
 def _memory(module: nn.Module) -> frozenset[int]:
     """Return where in memory weights and buffers are."""
-    held = [*module.parameters(), *module.buffers()]
-    return frozenset(t.untyped_storage().data_ptr() for t in held if t.numel())
+    return frozenset(memory_of(held) for held in (*module.parameters(), *module.buffers()))
 
 
 def _is_view(value: Any, weights: frozenset[int]) -> bool:
     """Whether this is a view of weights, or views only: a copy would no longer follow them."""
     if isinstance(value, Tensor):
-        return value.numel() > 0 and value.untyped_storage().data_ptr() in weights
+        return memory_of(value) != 0 and memory_of(value) in weights
     if isinstance(value, Mapping):
         value = list(value.values())
-    return (
-        isinstance(value, list | tuple) and bool(value) and all(_is_view(v, weights) for v in value)
-    )
+    whole = isinstance(value, list | tuple) and bool(value)
+    return whole and all(_is_view(part, weights) for part in value)
 
 
 def _is_trainers(trainer: pl.Trainer, value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -40,3 +41,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     if (a.shape, a.dtype, a.layout) != (b.shape, b.dtype, b.layout):
         return False
     return all(torch.equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Return where in memory a tensor's values are, views at the same place; 0 if nowhere."""
+    if is_lazy(tensor) or tensor.layout is not torch.strided:
+        return 0
+    return tensor.untyped_storage().data_ptr()

@@ -87,14 +87,14 @@ def batch_norm_deviates(names: str) -> str:
     """Say what batch normalisation makes of a split batch."""
     return (
         f"batch normalisation ({names}) takes each part of a split batch by itself: gradients and "
-        "statistics deviate from the whole batch's (3 to 27 % in small nets); swap_batchnorm puts "
-        "GroupNorm in its place"
+        "statistics deviate from the whole batch's (3 to 27 % in small nets); "
+        "medkit.callbacks.memory_norm.swap_batchnorm puts GroupNorm in its place"
     )
 
 
 DRAWS_DIFFER = (
     "the net draws random numbers that are not keyed by sample, so parts of a split batch draw "
-    "others than the whole; swap_dropout puts KeyedDropout in its place"
+    "others than the whole; medkit.models.keyed_dropout.swap_dropout puts KeyedDropout in its place"
 )
 
 

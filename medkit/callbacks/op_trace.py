@@ -14,6 +14,7 @@ from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medkit.callbacks.bits import memory_of
 from medkit.callbacks.fingerprint import feed
 from medkit.callbacks.own_code import line_here
 
@@ -144,21 +145,21 @@ class OpTrace(PlacedOps):
         wrote, read, views = _tensors(func, args, kwargs)
         overwrites = name in _OVERWRITE or ".out" in whole
         taken = read if overwrites else [*read, *wrote]
-        unwritten = not views and any(_memory(t) in self._unwritten for t in taken)
+        unwritten = not views and any(memory_of(t) in self._unwritten for t in taken)
         numbers = [p for p in tree_leaves((args, kwargs)) if isinstance(p, bool | int | float)]
-        known = [t for t in taken if _memory(t) not in self._unwritten]
+        known = [t for t in taken if memory_of(t) not in self._unwritten]
         took = digest_of([known, numbers])
         result = func(*args, **kwargs)
         given = [part for part in tree_leaves(result) if isinstance(part, Tensor)]
         fresh = name.startswith(_FRESH)
         for tensor in wrote if not fresh else ():
             if tensor.nbytes >= tensor.untyped_storage().nbytes():
-                self._unwritten.discard(_memory(tensor))
+                self._unwritten.discard(memory_of(tensor))
         if fresh:
-            self._unwritten |= {_memory(tensor) for tensor in given}
+            self._unwritten |= {memory_of(tensor) for tensor in given}
         elif not views:
-            self._unwritten -= {_memory(t) for t in given} - {_memory(t) for t in wrote}
-        known = [tensor for tensor in given if _memory(tensor) not in self._unwritten]
+            self._unwritten -= {memory_of(t) for t in given} - {memory_of(t) for t in wrote}
+        known = [tensor for tensor in given if memory_of(tensor) not in self._unwritten]
         gave = "" if fresh else digest_of([known, [] if given else [result]])
         draws = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
         op = Op(whole, self.phase, module, line, took, gave, draws, unwritten)
@@ -171,10 +172,6 @@ def digest_of(value: Any) -> str:
     hasher = hashlib.blake2b(digest_size=8)
     feed(hasher, value)
     return hasher.hexdigest()
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _tensors(func: Any, args: Any, kwargs: Mapping[str, Any]) -> tuple[list[Any], list[Any], bool]:

@@ -35,7 +35,8 @@ class SpikeGuard(pl.Callback):
     """Skip the step of a non-finite or exploding loss or gradient; roll back what repeats.
 
     Before the optimizer moves, the losses of the step's micro-batches and the norm of its gradient
-    are compared with running windows (:class:`~medkit.callbacks.guard_window.Window`). A void step
+    are compared with running windows (:class:`~medkit.callbacks.guard_window.Window`); before 32
+    steps have filled them, only what is not finite is held back. A void step
     leaves weights, optimizer, per-step schedulers, ``trainer.global_step``, Lightning's weight
     averaging, GradScaler, BatchNorm statistics, torchmetrics, means of ``self.log`` and the
     module's own attributes bit for bit as they were before its (first micro-)batch; only the

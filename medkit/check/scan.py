@@ -8,9 +8,11 @@ and without them its bits vary from run to run.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from medkit.callbacks.op_trace import PlacedOps
+
+_log = logging.getLogger(__name__)
 
 # operation, as a pattern over its aten name -> what to use in its place
 _RESIZE = (
@@ -173,30 +177,44 @@ def scan_command(spec: str, shape: str = "") -> int:
             ``example_input_array``.
 
     Raises:
-        ValueError: For a spec or a shape that leads nowhere.
+        ValueError: For a spec or a shape that leads nowhere, or where somebody's code raises an
+            error; its traceback is logged on the level "debug".
     """
     from medkit import keyed
     from medkit.check.subject import factory
 
     make, _ = factory(spec)
     with keyed.globals_keyed(0, "init", "scan"):
-        model = make()
+        with _named(f"{spec} can't be called without arguments and give a net"):
+            model = make()
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"{spec!r} must give a torch.nn.Module, got a {type(model).__name__}. "
                 "Write a function that returns the net."
             )
         inputs = _inputs(model, shape)
-        found = scan(model, *inputs)
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
+        with _named(f"{spec} can't be called with {shapes}, forward and back"):
+            found = scan(model, *inputs)
     for one in found:
         sys.stdout.write(f"{'VARIES' if one.swap else 'slower'}  {one}\n")
     varying = [one for one in found if one.swap]
-    shapes = ", ".join(str(tuple(t.shape)) for t in inputs)
     sys.stdout.write(
         f"{len(varying)} operations of {spec} vary on a GPU and raise an error under "
         f"stable_trainer; seen in one forward and backward pass over {shapes} on the CPU\n"
     )
     return int(bool(varying))
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say in one line what somebody's own code could not do."""
+    try:
+        yield
+    except Exception as error:
+        _log.debug("%s", what, exc_info=True)
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{what}: {type(error).__name__}: {first}") from error
 
 
 def _inputs(model: nn.Module, shape: str) -> list[Tensor]:

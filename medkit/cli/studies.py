@@ -65,7 +65,9 @@ def add_studies(add: Add) -> None:
     chaos = add("chaos", _chaos, text, CHAOS)
     chaos("notebook", metavar="NOTEBOOK")
     parameter_options(chaos)
-    text = "runs of each fault, and undisturbed ones: 3 seeds or more (default: 5)"
+    text = (
+        "runs of each fault, and undisturbed ones: 3 seeds or more (default: 5); 17 faults at most"
+    )
     chaos("--seeds", type=int, default=5, metavar="N", help=text)
     chaos("--faults", default="", metavar="A,B", help="such as sigkill,nan_sample (default: all)")
     chaos("--jobs", type=int, default=0, metavar="N", help=AT_ONCE)

@@ -95,7 +95,7 @@ class SeedEnsemble(LeanModule):
         best_epoch: bool = False,
     ) -> None:
         super().__init__()
-        net_args, seeds = dict(net_args or {}), [int(seed) for seed in seeds]
+        net_args, seeds = dict(net_args or {}), list(keyed.seeds_of(seeds))
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
         require_steps(total_steps)
         if len(seeds) < 2 or len(set(seeds)) < len(seeds):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medkit import keyed
 from medkit.data.batches import alike
 from medkit.data.fetching import PlaceBatch, fetching_here
 from medkit.data.table_loader import TableLoader, batches_at_once
@@ -30,7 +31,7 @@ class StackedLoader(TableLoader):
 
     def __init__(self, loader: TableLoader, seeds: Sequence[int]) -> None:
         vars(self).update(vars(loader))  # all of it is the same but whose order it is
-        self.seeds = tuple(int(seed) for seed in seeds)
+        self.seeds = keyed.seeds_of(seeds)
         self._per = batches_at_once(self._fields, self._size * len(self.seeds))
         self._order_of = None
 
@@ -86,7 +87,8 @@ def stacked(data: Any, seeds: Sequence[int]) -> Any:
 
     Args:
         data: A ``TableLoader``, or a DataModule whose ``train_dataloader`` returns one; it comes
-            back itself. Keyed or not: the members' orders come from ``seeds`` alone.
+            back itself, and yields batches as before where another module is fitted. Keyed or not:
+            the members' orders come from ``seeds`` alone.
         seeds: The members'.
 
     Raises:
@@ -95,10 +97,15 @@ def stacked(data: Any, seeds: Sequence[int]) -> Any:
     if isinstance(data, TableLoader):
         return StackedLoader(data, seeds)
     if isinstance(data, pl.LightningDataModule):
-        hook = data.train_dataloader
+        hook = getattr(data.train_dataloader, "before_stacked", data.train_dataloader)
+        seeds = keyed.seeds_of(seeds)
 
-        def train_dataloader(_: pl.LightningDataModule) -> StackedLoader:
-            return _stacked_loader(hook, tuple(seeds))
+        def train_dataloader(data: pl.LightningDataModule) -> Any:
+            trainer = data.trainer
+            alone = trainer is not None and not hasattr(trainer.lightning_module, "trained_apart")
+            return hook() if alone else _stacked_loader(hook, seeds)
+
+        train_dataloader.before_stacked = hook  # type: ignore[attr-defined]
 
         # a bound function: keyed(), around it or in it, asks whose hook it is; Lightning, its code
         object.__setattr__(data, "train_dataloader", types.MethodType(train_dataloader, data))

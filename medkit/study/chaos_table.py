@@ -122,6 +122,12 @@ def in_words(suite: Suite) -> str:
             "changed data are flagged where the notebook compares its table with a trusted one: "
             "medkit.study.faults_reference.compare_with(dm, path)\n"
         )
+    if any(row.fault.must == INSIDE and row.as_they_must < row.runs for row in struck):
+        text += (
+            "bad samples, exploding losses and too little memory are dealt with by guards that the "
+            "notebook switches on: stable_trainer(..., spike_guard=True, quarantine=True, "
+            "memory_guard=True)\n"
+        )
     for row in struck:
         text += "".join(f"LOST  {row.fault.name}, {why}\n" for why in row.why)
     return text

@@ -181,6 +181,12 @@ def _one_run(a: Placed, b: Placed) -> OneRun:
 def _flips(
     a: Predictions, b: Predictions, threshold: float | None, flag_rate: float
 ) -> dict[str, Metric]:
+    low, high = min(a.scores.min(), b.scores.min()), max(a.scores.max(), b.scores.max())
+    if threshold is not None and not low < threshold <= high:
+        raise ValueError(
+            f"threshold must lie among the scores, {low:.4g} to {high:.4g}, got {threshold:g}: "
+            "all rows are on one side of it. Give one of the scores' own scale."
+        )
     mine, its = (
         decisions.flags_at(one.scores, threshold=threshold, rate=flag_rate) for one in (a, b)
     )

@@ -170,8 +170,8 @@ def _power_text(found: Compared) -> str:
     if found.power is None:
         return ""
     p = found.power
-    seeds = "no number of seeds" if p.seeds is None else f"{p.seeds} seeds"
-    patients = "no number of patients" if p.patients is None else f"{p.patients:,} patients"
+    seeds = "more than seeds" if p.seeds is None else f"{p.seeds} seeds"
+    patients = "more than patients" if p.patients is None else f"{p.patients:,} patients"
     return (
         f"a true gain of {p.gain:g} is found in {p.now:.0%} of such studies, one of "
         f"{p.smallest:.4f} in 80 %; {p.gain:g} in 80 % takes {seeds} on these patients, or "

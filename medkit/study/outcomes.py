@@ -84,8 +84,8 @@ class Outcome:
         """Refuse what could not be read as what one training left.
 
         Raises:
-            OutcomeError: For curves of another length than the steps, predictions without their
-                columns, or another status.
+            OutcomeError: For curves of another length than the steps, steps that do not rise,
+                metrics that are texts, predictions without their columns, or another status.
         """
         object.__setattr__(self, "steps", np.asarray(self.steps, np.int64))
         curves = {name: np.asarray(c, np.float64) for name, c in self.curves.items()}
@@ -96,6 +96,14 @@ class Outcome:
                 f"each curve must have one value per step, {self.steps.shape}; got {wrong}. "
                 "Measure all curves at the same steps, and put NaN where one was not measured."
             )
+        if (np.diff(self.steps) <= 0).any():
+            raise OutcomeError(
+                f"steps must rise, from the first measurement to the last; got {self.steps[:8]}. "
+                "Sort steps and curves alike."
+            )
+        values: Mapping[str, object] = self.metrics
+        if texts := [f"{n}={v!r}" for n, v in values.items() if isinstance(v, str)]:
+            raise OutcomeError(f"metrics must be numbers, got {', '.join(texts)}. Pass float(...).")
         found = list(self.predictions.columns) if self.predictions is not None else _COLUMNS
         if not {"y", "score"} <= set(found) or not {"patient", "row"} & set(found):
             raise OutcomeError(

@@ -244,9 +244,20 @@ def _sites(rows: pd.DataFrame) -> NDArray[np.str_] | None:
     return rows["site"].astype(str).to_numpy(np.str_)
 
 
-def _number(column: Any) -> Floats:
-    """Return a column as numbers, NaN where there is none: such a place is complained of."""
-    return np.asarray(pd.to_numeric(column, errors="coerce"), np.float64)
+def _number(column: pd.Series[Any]) -> Floats:
+    """Return a column as numbers, NaN where there is none: such a place is complained of.
+
+    Raises:
+        ValueError: Where a place holds a text.
+    """
+    numbers = pd.to_numeric(column, errors="coerce")
+    texts = column[numbers.isna() & column.notna()]
+    if len(texts):
+        raise ValueError(
+            f"{column.name} must be numbers; {len(texts)} of {len(column)} rows hold a text, such "
+            f"as {texts.iloc[0]!r}. Write 0.512, with a point and no sign, and labels as 0 and 1."
+        )
+    return np.asarray(numbers, np.float64)
 
 
 def in_order(seed: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from medkit import keyed
 from medkit.jobs.processes import Slot, share_out
 from medkit.record.files import read_json
 from medkit.record.lock import RunLock
@@ -17,6 +19,8 @@ from medkit.study.study_job import STUDY_NAME, Job, Train, TrainError, train_job
 from medkit.study.study_plan import SPREAD_SEEDS, Plan, as_json, no_texts
 from medkit.study.study_processes import run_apart, spec_of
 from medkit.study.study_raised import raised_alike
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from medkit.study.study_report import ReportSettings, StudyReport
@@ -56,8 +60,8 @@ class Study:
             to see whether the same seed gives the same bits.
 
     Raises:
-        ValueError: For names that can't be folders, a text where a list must be, or a folder that
-            holds something else.
+        ValueError: For names that can't be folders, one thing where a list must be, or a folder
+            that holds something else.
     """
 
     def __init__(
@@ -72,12 +76,12 @@ class Study:
         free_splits: int = 0,
         repeats: int = 0,
     ) -> None:
-        no_texts(seeds=seeds, split_seeds=split_seeds, sites=sites, fixed=fixed)
+        no_texts(sites=sites, fixed=fixed)
         self.path = Path(path).absolute()
         self.plan = Plan(
             as_json(recipes),
-            tuple(int(seed) for seed in seeds),
-            tuple(int(seed) for seed in split_seeds),
+            keyed.seeds_of(seeds),
+            keyed.seeds_of(split_seeds, "split_seeds"),
             tuple(sites),
             tuple(fixed),
             free_splits,
@@ -192,11 +196,20 @@ class Study:
                 self._run_here([job for job in todo if not job.again], train)
                 # with the cores and threads of this process, which decide the bits
                 run_apart(self.path, [job for job in todo if job.again], spec, [Slot()])
+        except KeyboardInterrupt:
+            _log.warning("stopped; run it again for the %d trainings that are left", self.missing)
+            raise
         finally:  # after Ctrl-C too: nobody wants a bug among the results
             alike = raised_alike(self.path, todo)
             lock.release()
         if alike:
             raise TrainError(alike)
+        if failed := [one.name for one in self.outcomes if one.status == "failed"]:
+            _log.warning(
+                "%d of %d trainings failed, and count as such (%s). Their reasons are in their "
+                "outcomes; run(train, retry_failed=True) trains them again.",
+                *(len(failed), len(self.outcomes), ", ".join(failed[:3])),
+            )
 
     @property
     def outcomes(self) -> list[Outcome]:

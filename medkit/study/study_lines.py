@@ -156,8 +156,9 @@ def _ends(arm: Arm) -> Iterator[Line]:
     ):
         if spent or what == "CPU":
             said = f"{spent / len(everything):.4g} s a training"
-            hours = Metric(spent / 3600, n=len(everything), unit="h", method=said)
-            yield Line("cost", what, hours)
+            size, unit = (1.0, "s") if spent < 600 else (3600.0, "h")
+            used = Metric(spent / size, n=len(everything), unit=unit, method=said)
+            yield Line("cost", what, used)
     wasted = float(sum(run.wasted_steps for run in everything))
     said = "trained twice, after a kill or a roll-back"
     yield Line("cost", "wasted steps", Metric(wasted, n=len(everything), method=said))

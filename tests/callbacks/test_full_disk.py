@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,10 @@ def test_a_disk_that_is_really_full_is_outlived_and_the_logs_are_whole(small_dis
 def test_older_points_make_room_for_a_newer_one(small_disk: Path) -> None:
     def leave_little() -> None:
         folder = small_disk / "run" / "checkpoints" / "fit"
+        began = time.monotonic()  # the point of step 8 is written meanwhile, or soon
+        while len(checkpoints(folder)) < 2 or not no_halves(small_disk / "run"):
+            assert time.monotonic() - began < 60, sorted(folder.iterdir())
+            time.sleep(0.01)
         size = checkpoints(folder)[-1].stat().st_size
         left = os.statvfs(small_disk)
         free = left.f_bavail * left.f_frsize

@@ -285,6 +285,25 @@ def test_a_member_is_named_by_its_seed() -> None:
         ensemble("mlp", (1, 2)).member(0)
 
 
+def test_stacked_data_are_as_before_where_another_module_is_fitted(tmp_path: Path) -> None:
+    data, again = stacked(Small(), (1, 2)), stacked(stacked(Small(), (5, 6)), (1, 2))
+    weights = []
+    for number, each in enumerate((data, again)):
+        lit = ensemble("mlp", (1, 2))
+        fit(lit, each, tmp_path / f"{number}", epochs=1)
+        weights.append(lit.net.rows())
+    assert torch.equal(*weights)
+
+    def solo() -> LitClassifier:
+        return LitClassifier(*NETS["mlp"], total_steps=16, lr=1e-2)
+
+    nets = []
+    for name, each in (("stacked", data), ("new", Small())):
+        trainer = fit(solo, each, tmp_path / name, epochs=1)
+        nets.append(trainer.lightning_module.net.state_dict())
+    assert all(torch.equal(nets[0][name], value) for name, value in nets[1].items())
+
+
 def test_processes_take_seeds_of_their_own() -> None:
     lit = ensemble("mlp", (1, 2))
     lit._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]

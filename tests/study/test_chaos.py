@@ -167,6 +167,7 @@ def test_what_was_lost_is_said_seed_by_seed(suite: Suite) -> None:
     text = in_words(suite)
     assert lost(rows(suite)) == 1
     assert "LOST  nan_sample, seed 6: ended with code 1" in text
+    assert "by guards that the notebook switches on" in text
     assert "same bits as undisturbed: 1 of 1, 100.0%" in text
     assert "dead_worker has struck 0 of 1: it needs loader workers" in text
 

@@ -65,6 +65,13 @@ def test_fewer_than_5_trainings_get_no_interval_and_no_verdict(scored) -> None:
     assert found.power is None
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 5.0])
+def test_a_threshold_that_no_row_or_every_row_reaches_is_refused(scored, threshold: float) -> None:
+    y, a, b = scored
+    with pytest.raises(ValueError, match=rf"must lie among the scores.*got {threshold:g}"):
+        compare(recipe(y, a), recipe(y, b), threshold=threshold)
+
+
 def test_other_metrics_get_an_interval_from_10_trainings_on(scored) -> None:
     y, a, b = scored
     five = compare(recipe(y, a[:5]), recipe(y, b[:5]), threshold=0.6)

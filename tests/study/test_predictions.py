@@ -114,7 +114,11 @@ def test_rows_of_a_patient_are_matched_by_their_ids_or_said_to_be_by_their_order
         (lambda t: t.assign(label=t["y"]), r"one column for y, and \['y', 'label'\] could each"),
         (lambda t: t.iloc[1:], r"has 40, .* 39, and 39 are in both\. Score one test set"),
         (lambda t: pd.concat([t, t]).assign(row=1), r"each row once; 40 of 80 are there again"),
-        (lambda t: t.assign(y="yes"), r"seed 0: y must be 0 or 1 everywhere; found nan in 40"),
+        (
+            lambda t: t.assign(y="yes"),
+            r"seed 0: y must be numbers; 40 of 40 rows hold a text, .* 'yes'",
+        ),
+        (lambda t: t.assign(score="0,5"), r"score must be numbers; 40 of 40 .* such as '0,5'"),
         (lambda t: t.assign(y=t["y"] * 2), r"y must be 0 or 1 everywhere; found 2"),
         (
             lambda t: t.assign(score=t["score"].where(t.index != 5)),

@@ -282,10 +282,12 @@ def test_a_training_that_ends_in_nan_has_failed_whatever_it_says(
 
 
 def test_failed_members_are_trained_again_only_when_asked(
-    training: ModuleType, tmp_path: Path
+    training: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = Study(tmp_path / "study", {"a": {"raises": 1}}, seeds=range(2))
     study.run(training.train)
+    assert "1 of 2 trainings failed, and count as such (a split 0 seed 1)" in caplog.text
+    assert "retry_failed=True" in caplog.text
     before = calls(training)
     study.run(training.train)
     assert calls(training) == before
@@ -438,8 +440,10 @@ def test_nothing_is_written_into_a_folder_that_is_no_studys(tmp_path: Path) -> N
         ({"recipes": {"a": {1, 2}}}, "what JSON can hold"),
         ({"recipes": {"a": 1}, "sites": "North"}, r"sites must be a list; .*sites=\['North'\]"),
         ({"recipes": {"a": 1}, "fixed": "a"}, r"fixed must be a list; got the text 'a'. Write"),
-        ({"recipes": {"a": 1}, "seeds": "12"}, r"seeds must be a list; got the text '12'. Write"),
-        ({"recipes": {"a": 1}, "split_seeds": "1"}, r"split_seeds must be a list; got .* Write"),
+        ({"recipes": {"a": 1}, "seeds": "12"}, r"seeds must be several whole numbers, got '12'"),
+        ({"recipes": {"a": 1}, "seeds": 3}, r"seeds must be several whole numbers, got 3\. Pass r"),
+        ({"recipes": {"a": 1}, "seeds": [0.2, 1.5]}, r"several whole numbers, got \[0\.2, 1\.5\]"),
+        ({"recipes": {"a": 1}, "split_seeds": "1"}, r"split_seeds must be several whole numbers"),
     ],
 )
 def test_a_study_that_could_not_run_is_refused(
@@ -457,6 +461,8 @@ def test_a_study_that_could_not_run_is_refused(
         (lambda *_: [Outcome(seed=0)], r"it ended without \[1\]"),
         (lambda *_: None, "must return or yield Outcomes, got NoneType"),
         (lambda *_: [Outcome(seed=0, predictions=pd.DataFrame({"y": [1]}))], r"found \['y'\]"),
+        (lambda *_: [Outcome(seed=0, steps=np.array([5, 3]))], r"steps must rise.*got \[5 3\]"),
+        (lambda *_: [Outcome(seed=0, metrics={"test/auroc": ".8"})], r"got test/auroc='\.8'"),
     ],
 )
 def test_what_train_must_yield_is_said_and_no_failure_of_a_training(
