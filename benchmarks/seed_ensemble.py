@@ -2,10 +2,12 @@
 
 The EHR net (35-64-32-1, AdamW, batch 64, 340 steps), CPU seconds, arms in turn in one process, one
 intra-op thread; figures are medians over alternating pairs with the median's 95 % interval, bars
-are on the median. *One bare run* is a plain torch loop over one net, without dropout and clipping;
-*alike* is one with both, by torch's layers. *Bare stack* is the same loop over the kit's stacked
-net, each member with the order, masks and gradient norm of its own seed; *lean* and *torch* say
-which dropout layer drew the masks. The heap keeps what is freed, in all arms.
+are on the median. *One bare run* is a plain torch loop over one net, AdamW as it comes (as in the
+prototype that the bars are from), without dropout and clipping; *fused* is the same with fused
+AdamW; *alike* is fused, with dropout and clipping by torch's layers. *Bare stack* is the same loop
+over the kit's stacked net, each member with the order, masks and gradient norm of its own seed;
+*lean* and *torch* say which dropout layer drew the masks. Rates are constant, but where it says
+*scheduled*. The heap keeps what is freed, in all arms.
 """
 
 from __future__ import annotations
@@ -66,11 +68,11 @@ def ehr_net(dropout: str = "") -> nn.Module:
     return nn.Sequential(*first, *drop, *second, *drop, nn.Linear(32, 1))
 
 
-def bare(rows: Batch, dropout: str = "") -> float:
-    """One net in a plain loop: permute, gather, forward, backward, (clip,) fused AdamW."""
+def bare(rows: Batch, dropout: str = "", *, fused: bool = True) -> float:
+    """One net in a plain loop: permute, gather, forward, backward, (clip,) AdamW."""
     net = ehr_net(dropout).to(rows.x.device)
     began = _now(rows.x)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused or None)
     y = rows.y.float()
     for _ in range(EPOCHS):
         order = torch.randperm(ROWS).to(rows.x.device)
@@ -108,10 +110,13 @@ def stack(rows: Batch, seeds: int, dropout: str = "") -> float:
     return _now(rows.x) - began
 
 
-def ensemble(rows: Batch, seeds: int, dropout: str = "", *, validate: bool = False) -> float:
+def ensemble(
+    rows: Batch, seeds: int, dropout: str = "", *, validate: bool = False, scheduled: bool = False
+) -> float:
     """The kit: ``SeedEnsemble`` under ``stable_trainer``."""
+    total_steps = 340 if scheduled else None
     module = SeedEnsemble(
-        "__main__:ehr_net", {"dropout": dropout}, seeds=range(seeds), total_steps=340
+        "__main__:ehr_net", {"dropout": dropout}, seeds=range(seeds), total_steps=total_steps
     )
     with tempfile.TemporaryDirectory() as folder:
         run = start_run(Path(folder) / "run", seed=0)
@@ -202,17 +207,27 @@ def main() -> int:
             name, value, limits, at_most=at_most, at_least=at_least, unit="x", peers=peers
         )
 
-    step_us = statistics.median(bare(rows) for _ in range(5)) / 340 * 1e6
-    report.note(f"one bare run: {step_us:.0f} us a step")
+    for name, fused in (("one bare run", False), ("one fused run", True)):
+        step_us = statistics.median(bare(rows, fused=fused) for _ in range(5)) / 340 * 1e6
+        report.note(f"{name}: {step_us:.0f} us a step")
     for seeds, plain, with_masks, prototype in ((16, 2.6, 4.0, 2.3), (32, 4.2, 7.0, 3.8)):
         ratio(
             f"ehr/{seeds}_stacked_over_one_bare_run",
-            partial(stack, rows, seeds), partial(bare, rows),
+            partial(stack, rows, seeds), partial(bare, rows, fused=False),
             at_most=plain, peers=f"prototype {prototype}x, in turn {seeds}x",
         )  # fmt: skip
         ratio(
+            f"ehr/{seeds}_stacked_over_one_fused_run",
+            partial(stack, rows, seeds), partial(bare, rows),
+        )  # fmt: skip
+        ratio(
             f"ehr/{seeds}_masked_clipped_over_one_bare_run",
-            partial(stack, rows, seeds, "lean"), partial(bare, rows), at_most=with_masks,
+            partial(stack, rows, seeds, "lean"), partial(bare, rows, fused=False),
+            at_most=with_masks,
+        )  # fmt: skip
+        ratio(
+            f"ehr/{seeds}_masked_clipped_over_one_fused_run",
+            partial(stack, rows, seeds, "lean"), partial(bare, rows),
         )  # fmt: skip
         ratio(
             f"ehr/{seeds}_lean_masked_clipped_over_one_alike",
@@ -231,6 +246,10 @@ def main() -> int:
     ratio(
         "ehr/32_in_lightning_over_bare_stack_masked",
         lambda: ensemble(rows, 32, "lean"), lambda: stack(rows, 32, "lean"), at_most=1.3,
+    )  # fmt: skip
+    ratio(
+        "ehr/32_in_lightning_scheduled_over_bare_stack",
+        lambda: ensemble(rows, 32, scheduled=True), lambda: stack(rows, 32),
     )  # fmt: skip
     ratio(
         "ehr/16_default_trainers_over_ensemble",
