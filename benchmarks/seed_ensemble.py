@@ -4,10 +4,10 @@ The EHR net (35-64-32-1, AdamW, batch 64, 340 steps), CPU seconds, arms in turn 
 intra-op thread; figures are medians over alternating pairs with the median's 95 % interval, bars
 are on the median. *One bare run* is a plain torch loop over one net, AdamW as it comes (520 us a
 step in the prototype that the bars are from), without dropout and clipping; *fused* is the same
-with fused AdamW; *alike* is fused, with dropout and clipping by torch's layers. *Bare stack* is the same loop
-over the kit's stacked net, each member with the order, masks and gradient norm of its own seed;
-*lean* and *torch* say which dropout layer drew the masks. Rates are constant, but where it says
-*scheduled*. The heap keeps what is freed, in all arms.
+with fused AdamW; *alike* is fused, with dropout and clipping by torch's layers. *Bare stack* is the
+same loop over the kit's stacked net, each member with the order, masks and gradient norm of its own
+seed; *lean* and *torch* say which dropout layer drew the masks. Rates are constant, but where it
+says *scheduled*. The heap keeps what is freed, in all arms.
 """
 
 from __future__ import annotations
