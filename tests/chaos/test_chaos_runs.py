@@ -18,7 +18,7 @@ def test_a_notebook_comes_through_kills_and_requests_to_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     notebook = recipes.write_notebook("images", tmp_path, {})
-    shutil.copy(recipes.__file__, tmp_path / "recipes.py")
+    shutil.copy(recipes.__file__, tmp_path)
     request = Request(str(notebook), out=str(tmp_path / "out"), device="cpu", cwd=tmp_path)
     faults = "sigkill,sigterm"
     assert chaos_command(request, seeds=3, faults=faults) == 0
