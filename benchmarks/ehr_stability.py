@@ -18,7 +18,7 @@ true probabilities, and so is the best possible rule's; beside the recipe's shar
 boosting and logistic regression on the same 1,120 rows, and its own at the threshold that is best
 for the rows it is measured on. Flips are of C's fresh stays.
 
-Some 25 CPU minutes; with --json a run that is stopped goes on at the draw it was at.
+Some 20 CPU minutes; with --json a run that is stopped goes on at the draw it was at.
 """
 
 from __future__ import annotations

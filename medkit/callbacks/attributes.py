@@ -35,6 +35,7 @@ _CHECKPOINT_KEYS = frozenset(
 )
 _HIDDEN_KEYS = _MODULE_KEYS | {""}  # of modules that are not registered: they have no state dict
 _TENSOR = "tensor:"
+_VIEW = f"{TAG}view"
 # objects of these are not looked into: machinery, data, and what has a state of its own
 _LIBRARIES = frozenset(
     [
@@ -70,8 +71,9 @@ class ChangedAttributes:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._carried: dict[str, set[str]] = {}  # came from a resume point: goes into the next
+        weights = _memory(trainer.lightning_module)
         self._at_start = {
-            who: _packed(trainer, holder, skip, freeze=True)
+            who: _packed(trainer, holder, skip, weights, freeze=True)
             for who, holder, skip in holders(trainer)
         }
         self._flags = _flags(trainer.lightning_module)
@@ -79,9 +81,10 @@ class ChangedAttributes:
     def collect(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Return what has changed, by holder; flags are ``requires_grad`` and ``training``."""
         changed: dict[str, Any] = {}
+        weights = _memory(trainer.lightning_module)
         for who, holder, skip in holders(trainer):
             start = self._at_start.get(who, {})
-            now = _packed(trainer, holder, skip)
+            now = _packed(trainer, holder, skip, weights)
             carried = self._carried.get(who, set())
             moved = {
                 k: v
@@ -103,8 +106,12 @@ class ChangedAttributes:
             for name, value in waiting.pop(who, {}).items():
                 if name.startswith(_TENSOR):
                     _set_tensor(holder, name.removeprefix(_TENSOR), unpack(value, None, device))
-                elif not _is_view(vars(holder).get(name), weights):  # those are back, or never left
-                    vars(holder)[name] = unpack(value, vars(holder).get(name), device)
+                    continue
+                was_view = isinstance(value, tuple) and value[:1] == (_VIEW,)
+                if was_view and _is_view(vars(holder).get(name), weights):
+                    continue  # the weights are back, and a copy would not follow them
+                kept = value[1] if was_view else value
+                vars(holder)[name] = unpack(kept, vars(holder).get(name), device)
         module = trainer.lightning_module
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(saved["flags"].get(f"grad:{name}", parameter.requires_grad))
@@ -175,10 +182,14 @@ def is_helper(value: object) -> bool:
 
 
 def _packed(
-    trainer: pl.Trainer, holder: object, skip: frozenset[str], freeze: bool = False
+    trainer: pl.Trainer,
+    holder: object,
+    skip: frozenset[str],
+    weights: frozenset[int],
+    freeze: bool = False,
 ) -> dict[str, Any]:
-    """Return the attributes that have a plain form."""
-    found = {}
+    """Return the attributes that have a plain form; views of weights are marked as such."""
+    found: dict[str, Any] = {}
     for name, value in vars(holder).items():
         if name in skip or isinstance(value, nn.Parameter):
             continue
@@ -191,7 +202,8 @@ def _packed(
                 if not isinstance(holder, nn.Module) and not _is_registered(trainer, value):
                     found[name] = (f"{TAG}module", pack(dict(value.state_dict()), freeze))
                 continue
-            found[name] = pack(value, freeze)
+            packed = pack(value, freeze)
+            found[name] = (_VIEW, packed) if _is_view(value, weights) else packed
         except NotPlainError:
             continue  # an object; `medkit check` tells whether it matters
     if isinstance(holder, nn.Module):

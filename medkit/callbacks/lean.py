@@ -130,11 +130,11 @@ class _Results(_ResultCollection):
         super().__setitem__(key, metric)
 
 
-def _to(metric: _ResultMetric, device: torch.device) -> _ResultMetric:
+def _to(metric: _ResultMetric, device: Any, *more: Any, **options: Any) -> _ResultMetric:
     held = [getattr(metric, name) for name in metric._defaults]
-    if metric.is_tensor and all(state.device == device for state in held):
+    if metric.is_tensor and all(state.device == device for state in held) and not more:
         return metric
-    return _ResultMetric.to(metric, device)
+    return _ResultMetric.to(metric, device, *more, **options)
 
 
 def move_without_hooks(trainer: pl.Trainer) -> None:

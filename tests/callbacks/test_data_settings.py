@@ -123,6 +123,27 @@ class MovesWeights(pl.Callback):
         assert pl_module.parts[0].tolist() == [[3.0]]
 
 
+class Averages(pl.Callback):
+    """Begins with views of the weights, goes on with numbers of its own, and resumes anew."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.look()
+        changes = ChangedAttributes(trainer)
+        pl_module.flat = 0.9 * pl_module.flat
+        pl_module.parts = [0.9 * part for part in pl_module.parts]
+        own = pl_module.flat.clone(), [part.clone() for part in pl_module.parts]
+        kept = {"attributes": changes.collect(trainer)["attributes"], "flags": {}}
+        pl_module.look()
+        changes.restore(trainer, kept)
+        assert torch.equal(pl_module.flat, own[0])
+        assert all(torch.equal(*pair) for pair in zip(pl_module.parts, own[1], strict=True))
+
+
+def test_what_was_a_view_only_to_begin_with_comes_back(quiet: dict[str, Any]) -> None:
+    data = Data(lambda rows: rows)
+    pl.Trainer(**quiet, max_steps=1, callbacks=[Averages()]).fit(Views(), data)
+
+
 @pytest.mark.parametrize("made", ["before", "later"])
 def test_a_view_of_weights_stays_one_after_a_resume(quiet: dict[str, Any], made: str) -> None:
     data, callback = Data(lambda rows: rows), MovesWeights(made)
