@@ -244,7 +244,7 @@ def test_environment_yml_and_dockerfile_name_locks_that_exist() -> None:
 
 
 def test_the_package_imports_only_what_it_declares() -> None:
-    assert not undeclared("medkit", set(asked("lab")), {"medkit"})
+    assert not undeclared("medkit", set(asked("lab", "codecs")), {"medkit"})
 
 
 def test_only_widgets_may_need_the_lab_extra() -> None:
@@ -253,12 +253,18 @@ def test_only_widgets_may_need_the_lab_extra() -> None:
     assert not lab_only & set(top_imports(paths))
 
 
+def test_only_the_decoding_process_may_need_the_codecs() -> None:
+    paths = [p for p in (ROOT / "medkit").rglob("*.py") if p.name != "decoding_process.py"]
+    paths.remove(ROOT / "medkit" / "synth" / "broken_series.py")  # the cases that say so
+    assert "imagecodecs" not in top_imports(paths)
+
+
 @pytest.mark.parametrize("folder", ["tests", "benchmarks", "tools"])
 def test_what_is_beside_the_package_imports_only_what_dev_declares(folder: str) -> None:
     own = {path.stem for path in (ROOT / folder).rglob("*.py")}
     own |= {"medkit", "tests", "tools", "benchmarks"}
     own |= {path.name for path in (ROOT / "tests").rglob("*") if path.is_dir()}
-    assert not undeclared(folder, set(asked("dev")), own)
+    assert not undeclared(folder, set(asked("dev", "peers")), own)
 
 
 def test_ci_runs_what_a_person_types() -> None:
