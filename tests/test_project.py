@@ -36,6 +36,7 @@ FLOORS = {
 DISTRIBUTION = {
     "IPython": "ipython",
     "PIL": "pillow",
+    "dicomanonymizer": "dicom-anonymizer",
     "pytorch_lightning": "pytorch-lightning",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -244,7 +245,7 @@ def test_environment_yml_and_dockerfile_name_locks_that_exist() -> None:
 
 
 def test_the_package_imports_only_what_it_declares() -> None:
-    assert not undeclared("medkit", set(asked("lab", "codecs")), {"medkit"})
+    assert not undeclared("medkit", set(asked("lab", "codecs", "deidentify")), {"medkit"})
 
 
 def test_only_widgets_may_need_the_lab_extra() -> None:

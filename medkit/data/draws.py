@@ -60,6 +60,46 @@ class BalancedDraws(Sampler[int]):
         return order
 
 
+class HalfPositive(Sampler[int]):
+    """As many draws as there are rows, every second one positive: each even batch is half and half.
+
+    Negatives come without replacement; positives in shuffled rounds, each as often as the others.
+    ``WeightedRandomSampler`` has a batch's share of positives vary, and rows be missed by chance.
+
+    Args:
+        y: Labels 0 and 1, ``(N,)``.
+
+    Raises:
+        ValueError: For other labels, and where one of the two is missing.
+    """
+
+    def __init__(self, y: NDArray[np.int64]) -> None:
+        self._members = [np.flatnonzero(y == label) for label in (0, 1)]
+        if not all(len(rows) for rows in self._members) or len(self) != len(y):
+            raise ValueError(
+                "half of a batch is positive where labels are 0 and 1 and both are there; found "
+                f"{sorted(set(y.tolist()))[:5]} in {len(y)} rows. Draw shuffled, or split so that "
+                "the training rows hold both."
+            )
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self._members)
+
+    def __iter__(self) -> Iterator[int]:
+        # without a key: from torch's global generator, as torch's own samplers draw
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        return iter(self.keyed_order(keys.generator(seed, "order")).tolist())
+
+    def keyed_order(self, draw: np.random.Generator) -> NDArray[np.int64]:
+        """Draw the rows of one epoch, ``(N,)``; a keyed loader hands in the epoch's generator."""
+        order = np.empty(len(self), np.int64)
+        for label, rows in enumerate(self._members):
+            count = len(order[label::2])
+            rounds = [draw.permutation(rows) for _ in range(-(-count // len(rows)))]
+            order[label::2] = np.concatenate(rounds)[:count]
+        return order
+
+
 def _classes(labels: Tensor) -> NDArray[np.int64]:
     integral = not (labels.is_floating_point() or labels.is_complex())
     if labels.ndim != 1 or not integral or (len(labels) and int(labels.min()) < 0):

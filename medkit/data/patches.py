@@ -57,11 +57,12 @@ def patches_at(
             f"spacing_mm={spacing_mm}. 24 voxels of 1 mm suit nodules."
         )
     # what one step along each axis of a patch is in voxels of the volume
-    steps = np.linalg.inv(volume.affine[:3, :3]) @ (_AXES_RAS * spacing_mm).T
-    offsets = np.arange(size) - (size - 1) / 2
+    inverse = np.asarray(np.linalg.inv(volume.affine[:3, :3]), np.float64)
+    steps: NDArray[np.float64] = inverse @ (_AXES_RAS * spacing_mm).T
+    offsets: NDArray[np.float64] = np.arange(size, dtype=np.float64) - (size - 1) / 2
     out = np.empty((len(centres), size, size, size), np.float32)
     straight = _axis_of(steps)
-    for number, centre in enumerate(volume.index_of(centres)):
+    for number, centre in enumerate(np.asarray(volume.index_of(centres), np.float64)):
         if straight is None:
             out[number] = _oblique(volume.array, centre, steps, offsets, outside)
         else:

@@ -15,6 +15,7 @@ from medkit.data.batches import alike
 
 CHECKS = ("finite", "constant", "padded")
 MOST_PADDING = 0.25
+_AT_ONCE = 256  # images: some hundred MB at most
 
 
 class Problem(NamedTuple):
@@ -93,15 +94,17 @@ class Screen:
         return None
 
     def bad_rows(self, rows: tuple[Tensor, ...]) -> Tensor:
-        """Return which rows of a table in memory are bad, ``(N,)``, all looked at together.
+        """Return which rows in memory are bad, ``(N,)``, all looked at together.
 
         Args:
             rows: Fields with one entry per row.
 
         Raises:
-            ValueError: Where a check is one of images.
+            ValueError: Where a check is one of images, and rows are none: ``(N, F)``.
         """
-        if {"constant", "padded"} & {c for c in self.checks if isinstance(c, str)}:
+        of_images = {"constant", "padded"} & {c for c in self.checks if isinstance(c, str)}
+        images = self._image(rows) if of_images else torch.empty(0)
+        if of_images and images.ndim < 4:
             raise ValueError(
                 f"rows of a table are no images, and checks are {list(map(str, self.checks))}. "
                 "Leave 'constant' and 'padded' out: Quarantine(checks=('finite',))."
@@ -117,11 +120,28 @@ class Screen:
                     bound = torch.as_tensor(limit, dtype=torch.float64, device=value.device)
                     over = value < bound if below else value > bound
                     bad |= over.reshape(len(value), -1).any(1)
+        if of_images:
+            bad |= self._bad_images(images).to(bad.device)
         own = [check for check in self.checks if callable(check)]
         for row in range(len(bad)) if own else ():
             sample = alike(rows, [value[row] for value in rows])
             bad[row] |= any(check(sample) for check in own)
         return bad.cpu()
+
+    def _bad_images(self, images: Tensor) -> Tensor:
+        """Return which of ``(N, C, ...)`` are constant or padded, some at a time."""
+        bad = torch.zeros(len(images), dtype=torch.bool)
+        for start in range(0, len(images), _AT_ONCE):
+            some = images[start : start + _AT_ONCE]
+            flat = some.reshape(len(some), -1)
+            constant = (flat == flat[:, :1]).all(1).cpu()
+            if "constant" in self.checks:
+                bad[start : start + len(some)] |= constant
+            if "padded" not in self.checks:
+                continue
+            for row in (_flat_edge(some) & ~constant.to(some.device)).nonzero()[:, 0].tolist():
+                bad[start + row] |= padding(some[row]) >= MOST_PADDING
+        return bad
 
     def _looked_at(self, sample: Any) -> Iterator[tuple[str, Tensor]]:
         if self.fields is None:
@@ -164,6 +184,16 @@ class Screen:
             rest = f", {more} more" if more else ""
             return f"{what}: {float(value.reshape(-1)[at]):.4g} {word} {one:g}{rest}"
         return ""
+
+
+def _flat_edge(images: Tensor) -> Tensor:
+    """Return which of ``(N, C, ...)`` have a plane of one value at an edge."""
+    found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    for axis in range(2, images.ndim):
+        for edge in (0, -1):
+            plane = images.select(axis, edge).reshape(len(images), -1)
+            found |= (plane == plane[:, :1]).all(1)
+    return found
 
 
 def padding(image: Tensor) -> float:

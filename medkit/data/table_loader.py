@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from medkit import keyed as keys
 from medkit.data.batches import TableDataset, alike
-from medkit.data.draws import BalancedDraws
+from medkit.data.draws import BalancedDraws, HalfPositive
 from medkit.data.fetching import PlaceBatch
 from medkit.data.keyed_loader import KeyedLoader, Receive
 from medkit.data.quarantine import Finding, Row
@@ -52,6 +52,8 @@ class TableLoader(KeyedLoader):
         shuffle: Each row once an epoch, shuffled; else in order.
         balanced_by: Class of each row gone through: drawn with replacement, each class equally
             often (:class:`~medkit.data.draws.BalancedDraws`).
+        half_by: Label 0 or 1 of each row gone through: every second row drawn is a 1
+            (:class:`~medkit.data.draws.HalfPositive`).
         drop_last: Leave a last, smaller batch out.
         seed: The run's seed; None waits for a key, see above.
 
@@ -67,22 +69,28 @@ class TableLoader(KeyedLoader):
         rows: Tensor | Sequence[int] | np.ndarray[Any, Any] | None = None,
         shuffle: bool = False,
         balanced_by: Tensor | None = None,
+        half_by: Tensor | None = None,
         drop_last: bool = False,
         seed: int | None = None,
     ) -> None:
         _require_fields(fields, batch_size)
-        if shuffle and balanced_by is not None:
+        classes = half_by if balanced_by is None else balanced_by
+        if shuffle + (balanced_by is not None) + (half_by is not None) > 1:
             raise ValueError(
-                "rows are shuffled or drawn by class, not both; got shuffle=True and balanced_by. "
-                "Balanced draws come in random order anyway: leave shuffle out."
+                "rows are shuffled or drawn by class, not both; got two of shuffle, balanced_by "
+                "and half_by. Balanced draws come in random order anyway: leave shuffle out."
             )
         data = TableDataset(fields, None if rows is None else _row_numbers(rows, len(fields[0])))
-        if balanced_by is not None and len(balanced_by) != len(data):
+        if classes is not None and len(classes) != len(data):
             raise ValueError(
-                f"balanced_by must give a class for each row gone through, {len(data)}; got "
-                f"{len(balanced_by)}. With rows=, pass the labels of those rows: y[rows]."
+                f"there must be a class for each row gone through, {len(data)}; got "
+                f"{len(classes)}. With rows=, pass the labels of those rows: y[rows]."
             )
-        sampler = None if balanced_by is None else BalancedDraws(balanced_by)
+        sampler: BalancedDraws | HalfPositive | None = None
+        if balanced_by is not None:
+            sampler = BalancedDraws(balanced_by)
+        elif half_by is not None:
+            sampler = HalfPositive(half_by.cpu().numpy())
         loader = DataLoader(
             data,
             batch_size,

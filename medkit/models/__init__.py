@@ -6,5 +6,6 @@
 - :mod:`~medkit.models.ensemble`: ``fit_folds``, a net per fold; ``FoldEnsemble``
 - :mod:`~medkit.models.baseline`: logistic regression and gradient boosting
 - :mod:`~medkit.models.survival`: ``LitCox``
+- :mod:`~medkit.models.detect`: a classifier of patches run over a whole volume
 - :mod:`~medkit.models.saved`: ``load``, the model of a run folder; :mod:`~medkit.models.predict`
 """

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -16,6 +15,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from medkit.data.batches import Batch
 from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
+from medkit.models.rare_losses import loss_sum, prior_shift, require_loss
 from medkit.models.schedules import require_steps, warmup_cosine
 
 
@@ -48,6 +48,10 @@ class LitClassifier(LeanModule):
         warmup: Share of ``total_steps`` in which the rate rises.
         logit_shift: Added to the logits outside training: ``dm.logit_shift`` puts the prior back
             that balanced draws took out.
+        loss: "cross entropy", "focal", "pos_weight" or "logit adjusted"; see
+            :mod:`~medkit.models.rare_losses`. Validation is cross entropy under all of them.
+        prior: Share of label 1 in the training rows, which the last two need: they put it back
+            themselves.
     """
 
     def __init__(
@@ -60,9 +64,12 @@ class LitClassifier(LeanModule):
         weight_decay: float = 1e-2,
         warmup: float = 0.05,
         logit_shift: float = 0.0,
+        loss: str = "cross entropy",
+        prior: float | None = None,
     ) -> None:
         super().__init__()
         net_args = dict(net_args or {})
+        require_loss(loss, prior)
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
         require_steps(total_steps)
         self.net = build(net, net_args)
@@ -70,7 +77,8 @@ class LitClassifier(LeanModule):
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup = warmup
-        self.logit_shift = logit_shift
+        self.loss_name, self.prior = loss, prior
+        self.logit_shift = logit_shift + prior_shift(loss, prior)
         ranking = MetricCollection(
             {
                 "auroc": BinaryAUROC(validate_args=False),
@@ -98,7 +106,8 @@ class LitClassifier(LeanModule):
 
     def loss_terms(self, batch: Batch) -> tuple[Tensor, float]:
         """Return the sum of the losses and its weight: sums over parts of a batch add up."""
-        return _loss_sum(self(batch.x), batch.y), float(len(batch.y))
+        loss = loss_sum(self.loss_name, self(batch.x), batch.y, self.prior)
+        return loss, float(len(batch.y))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
@@ -163,7 +172,8 @@ class LitClassifier(LeanModule):
 
     def _collect(self, batch: Batch, loss: MeanMetric, metrics: MetricCollection) -> None:
         logits = self(batch.x).float() + self.logit_shift
-        loss.update(_loss_sum(logits, batch.y) / len(batch.y), len(batch.y))
+        total = loss_sum("cross entropy", logits, batch.y, None)
+        loss.update(total / len(batch.y), len(batch.y))
         prob = torch.sigmoid(logits)
         metrics.update(prob, batch.y)
 
@@ -181,8 +191,3 @@ def gather(batches: Iterable[Scored]) -> dict[str, NDArray[Any]]:
         name: torch.cat(list(parts)).cpu().numpy()
         for name, parts in zip(Scored._fields, columns, strict=True)
     }
-
-
-def _loss_sum(logits: Tensor, y: Tensor) -> Tensor:
-    # in float32 whatever the autocast: sums of bf16 lose rows
-    return F.binary_cross_entropy_with_logits(logits.float(), y.float(), reduction="sum")

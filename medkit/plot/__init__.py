@@ -5,6 +5,7 @@ line as well, so that a print in grey still reads.
 """
 
 from medkit.plot.curves import learning_curves, seed_fan
+from medkit.plot.detection import froc
 from medkit.plot.scores import attributions, calibration, forest, missingness, roc
 from medkit.plot.spreads import effects, seed_spread, spread_ladder
 from medkit.plot.style import COLORS
@@ -15,6 +16,7 @@ __all__ = [
     "calibration",
     "effects",
     "forest",
+    "froc",
     "learning_curves",
     "missingness",
     "roc",

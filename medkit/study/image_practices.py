@@ -7,7 +7,7 @@ does (``Study.run(train, jobs=2, seeds_per_job=1)``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,29 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from scipy.special import expit, logit
+from scipy.special import expit
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from medkit import keyed
+from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.callbacks.quarantine import Quarantine
 from medkit.callbacks.weight_averaging import AveragedWeights
-from medkit.data.batches import Batch, TableDataset
-from medkit.data.loader import KeyedLoader
+from medkit.data.batches import Batch
+from medkit.data.ct_nodules import NoduleDataModule
+from medkit.data.loader import keyed as keyed_data
+from medkit.data.screen import Screen
 from medkit.metrics.thresholds import choose
 from medkit.models.classifier import LitClassifier
 from medkit.models.member_metrics import of_members
 from medkit.record.pseudonym import pseudonym
 from medkit.study.ablation import Ablation, Practice, without
-from medkit.study.image_data import HalfPositive, Ints, Parts, Patches, split
 from medkit.study.image_recipe import ImageRecipe
 from medkit.study.outcomes import Outcome
 from medkit.study.quiet import quiet
-from medkit.synth.chest_ct import Candidates, read_candidates
 
 BALANCED, AUGMENTED = "balanced draws", "augmentation"
+SCREENED = ("finite", "constant", "padded")
+UNSCALED_HU = 1024.0  # of most scanners' rescale
 PRACTICES = (
     Practice(BALANCED, on={"draws": "half positive"}, off={"draws": "shuffled"}),
     Practice("another scanner", on={"augment": "all"}, off={"augment": "flips"}),
@@ -93,13 +96,25 @@ def train(
     Curves are ``val/auroc`` and ``val/loss`` on exams of the other hospitals that were not trained
     on, of the weights that would be used (averaged, where they are). Metrics are the end's:
     ``test/auroc``, ``test/auprc``, ``test/brier``, ``test/loss`` at the hospital held out, and the
-    same under ``val/``. Rows of one exam count as one patient's.
+    same under ``val/``; ``test/auroc_unscaled`` is what is left where that hospital's rescale is
+    forgotten: 1,024 HU more, in its patches as in its air and muscle. Rows of one exam count as one
+    patient's.
     """
     settings = ImageRecipe.of(recipe)
-    candidates = read_candidates(settings.folder)
-    parts = split(candidates, site=site, split_seed=split_seed, negatives=settings.val_negatives)
     for seed in seeds:
-        yield _train_one(settings, candidates, parts, seed)
+        yield _train_one(settings, split_seed, site, seed)
+
+
+def set_aside(recipe: Mapping[str, Any], split_seed: int, site: str) -> dict[int, str]:
+    """Return the training rows that the recipe's quarantine sets aside -> why."""
+    dm = ImageRecipe.of(recipe).data(split_seed, site)
+    dm.setup()
+    findings = dm.train_dataloader().quarantine(Screen(checks=SCREENED), receive=_nobody)
+    return {int(one.row): one.kind for one in findings}
+
+
+def _nobody(*_: object) -> None:
+    return None
 
 
 class _Looks(pl.Callback):
@@ -133,27 +148,20 @@ class _Looks(pl.Callback):
             module.load_state_dict(self._kept[1])
 
 
-def _train_one(recipe: ImageRecipe, candidates: Candidates, parts: Parts, seed: int) -> Outcome:
-    augment = {"flips": recipe.augment != "none", "intensity": recipe.augment == "all"}
-    rows = _patches(recipe, candidates, parts.train, **augment)
-    labels = rows.y[torch.from_numpy(parts.train)]
-    module = _module(recipe, labels, seed)
-    loader = DataLoader(
-        rows,
-        recipe.batch_size,
-        shuffle=recipe.draws == "shuffled",
-        sampler=HalfPositive(labels.numpy()) if recipe.draws == "half positive" else None,
-        drop_last=True,  # a last batch of few rows would spoil BatchNorm's statistics
-    )
+def _train_one(recipe: ImageRecipe, split_seed: int, site: str, seed: int) -> Outcome:
+    dm = recipe.data(split_seed, site)
+    dm.setup()
+    module = _module(recipe, dm.logit_shift, seed)
     looks = _Looks(recipe.best_epoch)
     average = [AveragedWeights(recipe.ema)] if recipe.ema is not None else []
+    quarantine = [Quarantine(checks=SCREENED, budget=0.02)] if recipe.quarantine else []
     with quiet():
         trainer = pl.Trainer(
             max_steps=recipe.steps,
             val_check_interval=recipe.every,
             check_val_every_n_epoch=None,
             gradient_clip_val=recipe.clip,
-            callbacks=[looks, *average],
+            callbacks=[KeyedSteps(seed=seed), *quarantine, looks, *average],
             deterministic=True,
             devices=1,
             logger=False,
@@ -162,37 +170,35 @@ def _train_one(recipe: ImageRecipe, candidates: Candidates, parts: Parts, seed: 
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        val = TableDataset(_patches(recipe, candidates, parts.val).all())  # read once, seen often
-        batches = KeyedLoader(loader, seed=seed)
-        batches.bind(trainer)  # which says what epoch it is: another order, other augmentation
-        trainer.fit(module, batches, DataLoader(val, 128, collate_fn=_same))
+        trainer.fit(module, keyed_data(dm, seed=seed))
     looks.keep_best(module)
-    test = _patches(recipe, candidates, parts.test)
-    of = {"val": DataLoader(val, 128, collate_fn=_same), "test": DataLoader(test, 128)}
-    y = {name: rows.y[torch.from_numpy(getattr(parts, name))] for name in of}
-    said = {name: _logits(module, batches) for name, batches in of.items()}
+    module.cpu().eval()
+    rows = {name: dm.rows(name) for name in ("val", "test")}
+    said = {name: _logits(module, batch.x) for name, batch in rows.items()}
     ends = {
         f"{name}/{what}": values[0].item()
-        for name in y
-        for what, values in of_members(said[name][None], y[name]).items()
+        for name, batch in rows.items()
+        for what, values in of_members(said[name][None], batch.y).items()
     }
+    unscaled = _logits(module, dm.rows("test", added_hu=UNSCALED_HU).x)
+    ends["test/auroc_unscaled"] = of_members(unscaled[None], rows["test"].y)["auroc"][0].item()
     prob = {name: expit(values.double().numpy()) for name, values in said.items()}
     sound = bool(np.isfinite(prob["val"]).all())
-    weights = b"".join(value.numpy().tobytes() for value in module.cpu().state_dict().values())
+    weights = b"".join(value.numpy().tobytes() for value in module.state_dict().values())
     return Outcome(
         seed=seed,
         steps=np.asarray(looks.steps),
         curves={name: np.asarray(values) for name, values in looks.found.items()},
         metrics=ends,
-        predictions=_test_rows(candidates, parts.test).assign(score=prob["test"]),
+        predictions=_test_rows(dm, rows["test"]).assign(score=prob["test"]),
         threshold=choose(None, prob["val"]) if sound else None,
-        epochs=-(-recipe.steps // len(loader)),
+        epochs=-(-recipe.steps // dm.batches_per_epoch),
         weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
 
 
-def _module(recipe: ImageRecipe, y: Tensor, seed: int) -> LitClassifier:
-    half, cosine = recipe.draws == "half positive", recipe.schedule == "cosine"
+def _module(recipe: ImageRecipe, logit_shift: float, seed: int) -> LitClassifier:
+    cosine = recipe.schedule == "cosine"
     with keyed.globals_keyed(seed, "init", "fit"):
         return LitClassifier(
             "medkit.models.ct_net:CandidateNet",
@@ -200,34 +206,23 @@ def _module(recipe: ImageRecipe, y: Tensor, seed: int) -> LitClassifier:
             total_steps=recipe.steps if cosine else None,
             lr=3e-3 if cosine else 1e-3,
             warmup=0.1,
-            logit_shift=float(logit(y.double().mean().item())) if half else 0.0,
+            logit_shift=logit_shift,
         )
 
 
-def _patches(recipe: ImageRecipe, candidates: Candidates, rows: Ints, **augment: bool) -> Patches:
-    window = recipe.intensity == "window"
-    return Patches(candidates, rows, window=window, reference=recipe.reference, **augment)
-
-
-def _logits(module: LitClassifier, batches: Iterable[Batch]) -> Tensor:
-    """Return the log odds of rows, prior put back, on the CPU."""
-    module.eval()
+def _logits(module: LitClassifier, x: Tensor) -> Tensor:
+    """Return the log odds of rows, prior put back."""
     with torch.no_grad():
-        found = [module(batch.x.to(module.device)).cpu() for batch in batches]
-    return torch.cat(found) + module.logit_shift
+        return torch.cat([module(some) for some in x.split(128)]) + module.logit_shift
 
 
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _test_rows(candidates: Candidates, rows: Ints) -> pd.DataFrame:
-    table = candidates.table.iloc[rows]
+def _test_rows(dm: NoduleDataModule, rows: Batch) -> pd.DataFrame:
+    whose = dm.whose(rows.row)
     return pd.DataFrame(
         {
-            "patient": [pseudonym(exam) for exam in table["exam"]],
-            "row": [pseudonym(name) for name in table["candidate"]],
-            "y": table["y"].to_numpy(),
-            "site": table["site"].to_numpy(),
+            "patient": [pseudonym(patient) for patient in whose["patient_ids"]],
+            "row": [pseudonym(name) for name in whose["row_ids"]],
+            "y": rows.y.numpy(),
+            "site": whose["site"],
         }
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from medkit.data.ct_nodules import NoduleDataModule
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "draws": ("half positive", "shuffled"),
     "augment": ("all", "flips", "none"),
@@ -35,6 +37,7 @@ class ImageRecipe:
         batch_size: Rows a step.
         every: Steps between two looks at the validation rows.
         val_negatives: Negatives among these, at most.
+        quarantine: Set rows aside that are not finite, constant or half padded.
     """
 
     folder: str
@@ -51,6 +54,21 @@ class ImageRecipe:
     batch_size: int = 32
     every: int = 20
     val_negatives: int = 600
+    quarantine: bool = True
+
+    def data(self, split_seed: int, site: str) -> NoduleDataModule:
+        """Return the candidates as this recipe sees them; ``site`` is tested on."""
+        return NoduleDataModule(
+            self.folder,
+            test_site=site,
+            split_seed=split_seed,
+            window_hu=(-1000.0, 400.0) if self.intensity == "window" else None,
+            harmonise="reference" if self.reference else "none",
+            draws=self.draws,
+            augment=self.augment,
+            batch_size=self.batch_size,
+            val_negatives=self.val_negatives,
+        )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ImageRecipe:

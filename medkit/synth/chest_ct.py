@@ -38,6 +38,7 @@ __all__ = ["SITES", "Candidates", "make_candidates", "read_candidates", "write_c
 
 SITES: Mapping[str, int] = {"A": 4000, "B": 4000, "C": 4000}
 SHORTCUT = ("A", "B")
+DIFFICULTY = 1.15  # the recipe's small net: mean AUROC .936 at C on data seeds 100 to 104
 ODDS = 5.0  # of a nodule in a follow-up exam, against another, where the shortcut holds
 _BLOCK, _NODULES = 10, 4  # exams in which there are exactly so many nodules: one in fifty
 _CHUNK = 16  # patches at once, so that they stay in the cache; no byte depends on it
@@ -64,7 +65,7 @@ def make_candidates(
     *,
     seed: int = 0,
     sites: Mapping[str, int] | None = None,
-    difficulty: float = 1.0,
+    difficulty: float = DIFFICULTY,
     shortcut: Collection[str] = SHORTCUT,
 ) -> Candidates:
     """Draw candidates, hospital by hospital and exam by exam, 20 an exam.
@@ -72,7 +73,8 @@ def make_candidates(
     Args:
         seed: Another seed, other patients of the same hospitals.
         sites: Hospital -> number of candidates; by default 4,000 at each of A, B and C.
-        difficulty: Above 1 nodules are smaller and look-alikes rounder; 0.5 to 2 make sense.
+        difficulty: The higher, the smaller nodules are and the rounder look-alikes; 0.5 to 2 make
+            sense. The default is frozen.
         shortcut: Hospitals where nodules are mostly in follow-up exams.
 
     Raises:
@@ -88,7 +90,7 @@ def write_candidates(
     *,
     seed: int = 0,
     sites: Mapping[str, int] | None = None,
-    difficulty: float = 1.0,
+    difficulty: float = DIFFICULTY,
     shortcut: Collection[str] = SHORTCUT,
 ) -> dict[str, str]:
     """Write what :func:`make_candidates` returns; return file name -> SHA-256.

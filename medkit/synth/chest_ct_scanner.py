@@ -164,7 +164,7 @@ def bell(words: NDArray[np.uint64]) -> Floats:
 def blur(sd_mm: float) -> Floats:
     """Return the matrix that blurs along one axis, whole weights that add up to 4096 a row."""
     distance = np.arange(SIZE)[:, None] - np.arange(SIZE)[None, :]
-    return _whole(exp(-0.5 * (distance / sd_mm) ** 2))
+    return whole(exp(-0.5 * (distance / sd_mm) ** 2))
 
 
 @lru_cache(maxsize=64)
@@ -172,7 +172,7 @@ def slices(thickness_mm: float, phase: int, sd_mm: float) -> Floats:
     """Return what slices of a thickness make of one axis at 1 mm: averaged, then interpolated."""
     sharp = blur(sd_mm) / WEIGHT if sd_mm > 0 else np.eye(SIZE)
     if thickness_mm <= 1:
-        return _whole(sharp)
+        return whole(sharp)
     first = -thickness_mm * (1 + phase / _PHASES)
     centres = first + thickness_mm * np.arange(int(SIZE / thickness_mm) + 4)
     edges = np.arange(SIZE) - 0.5
@@ -186,10 +186,10 @@ def slices(thickness_mm: float, phase: int, sd_mm: float) -> Floats:
     inside[reach <= 0, -1] = (centres[reach <= 0] > 0) * 1.0
     reach = sum(inside[:, k] for k in range(SIZE))
     averaged = inside / reach[:, None]
-    return _whole(_times(_times(between, averaged), sharp))
+    return whole(product(product(between, averaged), sharp))
 
 
-def _times(a: Floats, b: Floats) -> Floats:
+def product(a: Floats, b: Floats) -> Floats:
     """Multiply small matrices term by term, so that the order of the sum is the same anywhere."""
     total = np.zeros((len(a), b.shape[1]))
     for k in range(a.shape[1]):
@@ -197,14 +197,14 @@ def _times(a: Floats, b: Floats) -> Floats:
     return total
 
 
-def _whole(weights: Floats) -> Floats:
+def whole(weights: Floats) -> Floats:
     """Scale rows to whole weights of sum 4096; what rounding leaves goes to the largest."""
-    total = np.zeros(len(weights))
-    for k in range(SIZE):  # one by one, so that the order of the sum is the same anywhere
+    total, width = np.zeros(len(weights)), weights.shape[1]
+    for k in range(width):  # one by one, so that the order of the sum is the same anywhere
         total = total + weights[:, k]
     found = np.rint(weights * (WEIGHT / total[:, None]))
-    rest = WEIGHT - sum(found[:, k] for k in range(SIZE))
-    found[np.arange(SIZE), found.argmax(axis=1)] += rest
+    rest = WEIGHT - sum(found[:, k] for k in range(width))
+    found[np.arange(len(found)), found.argmax(axis=1)] += rest
     found.setflags(write=False)
     return found
 

@@ -93,8 +93,42 @@ def furnish(scene: Floats, draws: Draws, kind: Sequence[str], difficulty: float)
     return diameter
 
 
+def draw_alone(
+    patch: Floats, words: NDArray[np.uint64], kind: str, difficulty: float
+) -> tuple[tuple[float, float, float], float]:
+    """Put one candidate that hangs on neither wall nor vessel into a patch, in place.
+
+    Args:
+        patch: ``(24, 24, 24)`` [HU].
+        words: ``UNIFORMS + BELLS`` raw draws.
+        kind: One of :data:`NODULES`, or "scar", "blob" or "calcified".
+        difficulty: As in :func:`furnish`.
+
+    Returns:
+        Where its centre lies from the middle of the patch [mm], and the diameter of a nodule [mm];
+        NaN for look-alikes.
+    """
+    rows = np.array([True])
+    draws = Draws.of(words[None]).at(rows)
+    centre = (draws.between(-1, 1), draws.between(-1, 1), draws.between(-1, 1))
+    diameter = np.array([np.nan])
+    if kind in NODULES:
+        diameter = _nodule(patch[None], rows, draws, centre, kind, difficulty, alone=True)
+    else:
+        _DRAWN[kind](patch[None], rows, draws, centre, difficulty)
+    x, y, z = (one.item() for one in centre)
+    return (x, y, z), diameter.item()
+
+
 def _nodule(
-    scene: Floats, rows: Rows, draws: Draws, centre: Vector, kind: str, difficulty: float
+    scene: Floats,
+    rows: Rows,
+    draws: Draws,
+    centre: Vector,
+    kind: str,
+    difficulty: float,
+    *,
+    alone: bool = False,
 ) -> Floats:
     diameter = 4 + draws.between(1, 9) / difficulty
     radius, soft, ground = diameter / 2, draws.between(10, 65), draws.between(-680, -450)
@@ -106,16 +140,12 @@ def _nodule(
     where, spiky = draws.between(0, 1), (draws.between(0, 1) < 0.35).ravel()
     depth = ellipsoid(centre, axes, radii, lobes)
     out = draws.direction()
-    put_some(
-        scene,
-        rows,
-        (where < 0.25).ravel(),
-        along_of(out) - (dot(centre, out) + 0.7 * radius),
-        soft,
-    )
+    wall = along_of(out) - (dot(centre, out) + 0.7 * radius)
     start = plus(centre, times(out, 0.9 * radius))
     beside = tube(start, draws.across(out), draws.between(0.7, 1.5), -FAR)
-    put_some(scene, rows, (where > 0.75).ravel(), beside, soft)
+    if not alone:
+        put_some(scene, rows, (where < 0.25).ravel(), wall, soft)
+        put_some(scene, rows, (where > 0.75).ravel(), beside, soft)
     put(scene, rows, depth, soft if kind == "solid" else ground)
     if kind == "part-solid":
         put(scene, rows, ellipsoid(centre, axes, [0.55 * one for one in radii]), soft)

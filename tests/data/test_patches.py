@@ -30,7 +30,7 @@ def test_a_patch_has_the_hu_of_its_places(name: str, tmp_path: Path) -> None:
     CASES[name].write(tmp_path)
     volume = read_series(tmp_path)
     middle = volume.world_of((np.array(volume.array.shape) - 1) / 2)
-    centres = middle + [[0, 0, 0], [0.3, -0.7, 1.1], [-1.3, 0.4, 2.0]]
+    centres = middle + np.array([[0, 0, 0], [0.3, -0.7, 1.1], [-1.3, 0.4, 2.0]])
     got = patches_at(volume, centres, spacing_mm=SPACING, size=SIZE)
     for patch, centre in zip(got, centres, strict=True):
         # linear truth, linear interpolation: only the rounding of stored values is left

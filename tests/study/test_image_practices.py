@@ -6,23 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from medkit.data.loader import KeyedLoader
 from medkit.metrics.discrimination import auroc
-from medkit.study.image_data import (
-    WINDOW_HU,
-    HalfPositive,
-    Patches,
-    another_scanner,
-    split,
-    symmetry,
-)
 from medkit.study.image_practices import PRACTICES, image_ablation, train
 from medkit.study.image_recipe import ImageRecipe
 from medkit.study.outcomes import Outcome
 from medkit.study.study import Study
-from medkit.synth.chest_ct import Candidates, read_candidates, write_candidates
+from medkit.synth.chest_ct import read_candidates, write_candidates
 
 SMALL: dict[str, Any] = {"steps": 4, "every": 2, "batch_size": 8, "val_negatives": 20}
 
@@ -32,11 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("candidates")
     write_candidates(path, seed=1, sites={"A": 200, "B": 200, "C": 200})
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def candidates(folder: str) -> Candidates:
-    return read_candidates(folder)
 
 
 @pytest.fixture(scope="module")
@@ -104,95 +89,6 @@ def test_the_best_look_is_kept_where_that_is_asked_for(folder: str) -> None:
     assert best.metrics["val/auroc"] > last.metrics["val/auroc"]
 
 
-def test_no_exam_and_no_held_out_hospital_is_on_two_sides(candidates: Candidates) -> None:
-    table = candidates.table
-    parts = split(candidates, site="B", split_seed=0, negatives=50)
-    exams = {name: set(table["exam"].iloc[at]) for name, at in vars(parts).items()}
-    assert not exams["train"] & exams["val"]
-    assert set(table["site"].iloc[parts.test]) == {"B"}
-    assert not {"B"} & set(table["site"].iloc[np.concatenate([parts.train, parts.val])])
-    assert (table["y"].iloc[parts.val] == 0).sum() == 50
-    other = split(candidates, site="B", split_seed=1, negatives=50)
-    assert set(other.val) != set(parts.val)
-
-
-def test_every_batch_is_half_positive_and_every_positive_as_often(candidates: Candidates) -> None:
-    y = candidates.table["y"].to_numpy()
-    sampler = HalfPositive(y)
-    order = sampler.keyed_order(np.random.default_rng(0))
-    assert len(order) == len(sampler) == len(y)
-    assert (y[order].reshape(-1, 8).sum(axis=1) == 4).all()
-    drawn = np.bincount(order, minlength=len(y))
-    assert drawn[y == 1].max() - drawn[y == 1].min() <= 1
-    assert drawn[y == 0].max() == 1
-
-
-def test_a_sample_is_augmented_as_its_place_says(candidates: Candidates) -> None:
-    rows = np.arange(32)
-
-    def loader(seed: int) -> KeyedLoader:
-        patches = Patches(candidates, rows, flips=True, intensity=True)
-        return KeyedLoader(DataLoader(patches, 8), seed=seed)
-
-    first, again, other = ([batch.x for batch in loader(seed)] for seed in (1, 1, 2))
-    torch.testing.assert_close(first, again, rtol=0, atol=0)
-    assert not torch.equal(first[0], other[0])
-    later = loader(1)
-    later.set_epoch(1)
-    assert not torch.equal(next(iter(later)).x, first[0])
-
-
-def test_each_epoch_of_a_training_has_an_order_and_an_augmentation_of_its_own(
-    folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, float]] = []
-    fetch = Patches.__getitem__
-
-    def spy(self: Patches, index: int) -> Any:
-        got = fetch(self, index)
-        if self.flips:
-            seen.append((index, float(got.x.sum())))
-        return got
-
-    monkeypatch.setattr(Patches, "__getitem__", spy)
-    end(folder, steps=4, batch_size=140, draws="shuffled")  # two batches an epoch
-    first, second = dict(seen[:280]), dict(seen[280:])
-    shared = first.keys() & second.keys()
-    assert [index for index, _ in seen[:280]] != [index for index, _ in seen[280:]]
-    assert len(shared) == 280
-    assert sum(first[index] == second[index] for index in shared) < 5
-
-
-def test_symmetries_of_a_cube_keep_its_values_and_its_centre() -> None:
-    cube = torch.arange(5**3, dtype=torch.float32).reshape(5, 5, 5)
-    torch.manual_seed(0)
-    seen = {tuple(symmetry(cube).flatten().tolist()) for _ in range(600)}
-    assert len(seen) == 48
-    assert {patch[62] for patch in seen} == {62.0}
-
-
-def test_another_scanner_keeps_tissue_within_its_limits() -> None:
-    torch.manual_seed(0)
-    flat = torch.full((24, 24, 24), -800.0)
-    means = torch.stack([another_scanner(flat).mean() for _ in range(200)])
-    assert (means + 800).abs().max() < 40 + 0.04 * 800 + 1
-    assert (means + 800).abs().max() > 40
-
-
-def test_the_exams_reference_undoes_its_scale_and_offset(candidates: Candidates) -> None:
-    far = candidates.table["muscle_hu"].to_numpy()
-    row = int(np.abs(far - 50).argmax())
-    plain, mended = (
-        Patches(candidates, np.array([row]), reference=yes)[0].x.ravel() for yes in (False, True)
-    )
-    low, high = WINDOW_HU
-    hu = candidates.volume_hu[row].ravel().astype(np.float64)
-    assert plain.numpy() == pytest.approx(np.clip((hu - low) / (high - low), 0, 1), abs=1e-5)
-    air, muscle = (candidates.table[name].iloc[row] for name in ("air_hu", "muscle_hu"))
-    true = (hu - air) / (muscle - air) * (50 + 970) - 970
-    assert mended.numpy() == pytest.approx(np.clip((true - low) / (high - low), 0, 1), abs=1e-5)
-
-
 def test_the_recipe_is_the_default_and_the_start_is_a_plain_script(folder: str) -> None:
     arms = image_ablation(folder).arms()
     assert ImageRecipe.of(arms["recipe"]) == ImageRecipe(folder=folder)
@@ -221,9 +117,19 @@ def test_settings_that_are_not_known_are_refused(folder: str) -> None:
         image_ablation(folder, leave_out=["clip"])
 
 
-def test_a_split_without_positives_to_test_on_is_refused(candidates: Candidates) -> None:
-    with pytest.raises(ValueError, match=r"hold both classes; with '' held out \['test'\] lack"):
-        split(candidates, site="", split_seed=0, negatives=5)
+def test_a_hospital_that_is_not_there_is_refused(folder: str) -> None:
+    with pytest.raises(ValueError, match="test_site must be one of at least two sites, got 'D'"):
+        list(train({"folder": folder} | SMALL, [3], 0, "D"))
+
+
+def test_a_forgotten_rescale_costs_nothing_where_air_and_muscle_correct_it(
+    folder: str, usual: Outcome
+) -> None:
+    assert usual.metrics["test/auroc_unscaled"] == pytest.approx(
+        usual.metrics["test/auroc"], abs=1e-3
+    )
+    (plain,) = end(folder, reference=False, steps=40, every=40)
+    assert plain.metrics["test/auroc_unscaled"] != plain.metrics["test/auroc"]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from medkit.synth.chest_ct_scanner import (
 from medkit.synth.chest_ct_scene import LOOK_ALIKES, NODULES
 
 SMALL = {"A": 220, "B": 40, "C": 200}
-SHA256 = "c7245805b89e6a3a92e1550435befb6358a90e48cdb9f607aaa415e033e41696"
+SHA256 = "6733ff0b80235c09714d8df0001e78f40573b7cdab60d3031d6a81e941865b77"
 
 HASH = """
 import hashlib

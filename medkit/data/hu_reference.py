@@ -1,0 +1,107 @@
+"""Scale and offset of a scanner's values, from tissue whose HU is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Harmonisation", "air_and_muscle", "fit_sites"]
+
+_BIN_HU = 5.0
+_STRIDE = 3  # a ninth of a slice's voxels, and each third slice, are enough for a mode
+
+
+def air_and_muscle(volume_hu: ArrayLike) -> tuple[float, float]:
+    """Return the commonest value of air and that of soft tissue in a CT of the chest [HU].
+
+    The two highest peaks of the histogram, the lower air (and lung, where that is more common in
+    the field of view), the higher soft tissue. On values whose rescale was forgotten they are as
+    far off as all others are, so what is corrected by them does not depend on it. Voxels of exactly
+    the lowest value are left out: they were clipped, or never measured.
+
+    Returns:
+        Air and soft tissue; NaN where there are no two peaks at least 300 apart.
+    """
+    values = np.asarray(volume_hu)[::_STRIDE, ::_STRIDE, ::_STRIDE].ravel()
+    values = values[np.isfinite(values)]
+    values = values[values > values.min()] if values.size else values
+    if values.size < 1000:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [0.001, 0.995])
+    edges = np.arange(low, high + 2 * _BIN_HU, _BIN_HU)
+    if len(edges) < 61:
+        return float("nan"), float("nan")
+    counts = np.histogram(values, edges)[0].astype(np.float64)
+    counts = np.convolve(counts, np.ones(5) / 5, mode="same")
+    middle = edges[:-1] + _BIN_HU / 2
+    split = middle[_otsu(counts, middle)]
+    below, above = middle < split, middle >= split
+    if not below.any() or not above.any():
+        return float("nan"), float("nan")
+    air = float(middle[below][counts[below].argmax()])
+    muscle = float(middle[above][counts[above].argmax()])
+    return (air, muscle) if muscle - air >= 300 else (float("nan"), float("nan"))
+
+
+def _otsu(counts: NDArray[np.float64], middle: NDArray[np.float64]) -> int:
+    """Return the bin that parts the values in two with least variance within (Otsu 1979)."""
+    weight = counts.cumsum()
+    mean = (counts * middle).cumsum()
+    rest = weight[-1] - weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = weight * rest * (mean / weight - (mean[-1] - mean) / rest) ** 2
+    return int(np.nanargmax(between))
+
+
+@dataclass(frozen=True)
+class Harmonisation:
+    """How values of each site become alike: ``value * scale + offset``.
+
+    Attributes:
+        sites: Site -> (scale, offset); a site that is not here is left as it is.
+        fitted_on: Digest of whose rows it was fitted on.
+    """
+
+    sites: dict[str, tuple[float, float]]
+    fitted_on: str
+
+    def of(self, site: NDArray[np.str_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return scale and offset of each row."""
+        found = [self.sites.get(name, (1.0, 0.0)) for name in site.tolist()]
+        scale, offset = np.array(found, np.float64).reshape(-1, 2).T
+        return scale, offset
+
+
+def fit_sites(
+    volume_hu: NDArray[np.int16],
+    site: NDArray[np.str_],
+    rows: NDArray[np.int64],
+    *,
+    fitted_on: str,
+    most: int = 400,
+) -> Harmonisation:
+    """Bring the 5th and 95th percentile of each site's patches to the mean over sites.
+
+    Fitted on the training rows alone; a hospital that was not trained on is left as it is, which
+    is the point where this differs from a reference that each exam carries.
+
+    Args:
+        volume_hu: Patches, ``(N, S, S, S)``.
+        site: Of each.
+        rows: The training rows.
+        fitted_on: Digest of whose rows these are.
+        most: Rows of a site that are looked at, evenly from all.
+    """
+    limits = {}
+    for name in sorted(set(site[rows].tolist())):
+        own = rows[site[rows] == name]
+        own = own[np.linspace(0, len(own) - 1, min(most, len(own))).astype(int)]
+        limits[name] = np.percentile(volume_hu[own], [5, 95])
+    low, high = np.mean(list(limits.values()), axis=0)
+    sites = {}
+    for name, (own_low, own_high) in limits.items():
+        scale = (high - low) / (own_high - own_low) if own_high > own_low else 1.0
+        sites[name] = (float(scale), float(low - own_low * scale))
+    return Harmonisation(sites, fitted_on)

@@ -1,0 +1,207 @@
+"""Patches cut once from series of CT, kept on the disk under a key of all they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from medkit.data.candidate_files import CandidateFiles
+from medkit.data.hu_reference import air_and_muscle
+from medkit.data.patches import AIR_HU, patches_at
+from medkit.dicom import DicomError, read_volume
+from medkit.record.files import read_json, write_json
+
+__all__ = ["PatchStore", "cut_patches", "open_patches"]
+
+_VERSION = 1  # of what is cut; another one, another key
+_VOLUMES, _TABLE, _ABOUT = "volume_hu.npy", "candidates.csv", "patches.json"
+_MOST_OUTSIDE = 0.5
+_OUTSIDE, _NOT_FINITE = "outside of its volume", "not finite"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchStore:
+    """Patches and what is known of them.
+
+    Attributes:
+        volume_hu: int16 ``(N, S, S, S)``, mapped from the disk [HU]; rows towards the back,
+            columns to the left, slices to the head.
+        table: A row per patch: ``candidate``, ``exam``, ``patient``, ``site``, ``y``; ``problem``,
+            "" for a sound one; and ``air_hu``, ``muscle_hu``, ``x``, ``y_lps``, ``z``, ``kind``,
+            ``diameter_mm``, ``series`` where they are known.
+        spacing_mm: Of the voxels.
+        sha256: Stands for all that the patches depend on.
+    """
+
+    volume_hu: NDArray[np.int16]
+    table: pd.DataFrame
+    spacing_mm: float
+    sha256: str
+
+
+def open_patches(folder: Path | str) -> PatchStore:
+    """Open a folder of patches, the kit's own or one of ``medkit.synth.chest_ct``.
+
+    Raises:
+        FileNotFoundError: Where there are none.
+    """
+    folder = Path(folder)
+    if not (folder / _TABLE).is_file() or not (folder / _VOLUMES).is_file():
+        raise FileNotFoundError(
+            f"{folder} must hold {_VOLUMES} and {_TABLE}, and does not. Name the folder that "
+            "medkit.synth.chest_ct wrote, or give images_dir= with a candidates.csv of LUNA16."
+        )
+    text = {name: str for name in ("candidate", "exam", "patient", "site", "kind", "series")}
+    table = pd.read_csv(folder / _TABLE, dtype=text, keep_default_na=False, na_values=[""])
+    problem = table.get("problem", pd.Series("", table.index))
+    table["problem"] = problem.astype(object).where(problem.notna(), "")
+    if "patient" not in table:
+        table["patient"] = table["exam"]
+    about: Mapping[str, Any] = {}
+    if (folder / _ABOUT).is_file():
+        about = read_json(folder / _ABOUT)
+    sums = folder / "SHA256SUMS"
+    found = about.get("sha256") or _sha256(sums if sums.is_file() else folder / _TABLE)
+    volume = np.load(folder / _VOLUMES, mmap_mode="r")
+    if len(volume) != len(table) or volume.ndim != 4:
+        raise ValueError(
+            f"{folder}: there must be a patch for each row of {_TABLE}, {len(table)}; found "
+            f"{volume.shape}. The folder is torn: remove it, it is made again."
+        )
+    return PatchStore(volume, table, float(about.get("spacing_mm", 1.0)), found)
+
+
+def cut_patches(
+    files: CandidateFiles,
+    *,
+    spacing_mm: float = 1.0,
+    size: int = 24,
+    cache_dir: Path | str | None = None,
+    reader: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> PatchStore:
+    """Cut a patch around each candidate, or open those cut before.
+
+    They are kept under a key of the table's content, of the content of every file of every series
+    in it (as they are hashed once at intake), of the settings and of the version of this code: a
+    changed byte, another spacing or another reader option is another key, so they are never stale.
+
+    A series that the reader refuses, a candidate most of whose patch lies outside its volume, and
+    one without finite values stay in the table with their ``problem``.
+
+    Args:
+        files: The candidates and where their series are.
+        spacing_mm: Of the patches.
+        size: Voxels along an axis.
+        cache_dir: Where they are kept; None: ``medkit/patches`` in the user's cache folder.
+        reader: Options of ``read_series``, such as ``{"resample": True}``.
+        progress: Whether a bar is shown.
+
+    Raises:
+        ValueError: Where no series can be read.
+    """
+    root = Path(cache_dir) if cache_dir is not None else _usual_cache()
+    root.mkdir(parents=True, exist_ok=True)
+    reader = dict(reader or {})
+    key = _key(files, root, {"spacing_mm": spacing_mm, "size": size, "reader": reader}, progress)
+    folder = root / key[:24]
+    if not (folder / _ABOUT).is_file():
+        temp = Path(tempfile.mkdtemp(prefix=".cutting_", dir=root))
+        try:
+            _cut_into(temp, files, spacing_mm, size, reader, progress)
+            write_json(temp / _ABOUT, {"sha256": key, "spacing_mm": spacing_mm, "size": size})
+            try:
+                temp.rename(folder)
+            except OSError:  # another process was first, with the same bytes
+                if not (folder / _ABOUT).is_file():
+                    raise
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+    return open_patches(folder)
+
+
+def _cut_into(
+    folder: Path,
+    files: CandidateFiles,
+    spacing_mm: float,
+    size: int,
+    reader: Mapping[str, Any],
+    progress: bool,
+) -> None:
+    series = files.table["series"].to_numpy().astype(str)
+    found = _Found(len(series))
+    shape = (len(series), size, size, size)
+    out = np.lib.format.open_memmap(folder / _VOLUMES, mode="w+", dtype=np.int16, shape=shape)
+    names = sorted(set(series.tolist()))
+    read = 0
+    for name in tqdm(names, "cutting patches", unit="series", disable=not progress):
+        rows = np.flatnonzero(series == name)
+        try:
+            volume = read_volume(files.sources[name], **_for(files, name, reader))
+        except DicomError as error:
+            found.problem[rows] = error.problem
+            out[rows] = AIR_HU
+            _log.warning("%s; its %d candidate(s) are left out", error, len(rows))
+            continue
+        read += 1
+        places = files.table[["x", "y_lps", "z"]].to_numpy(np.float64)[rows] * [-1, -1, 1]
+        cut = patches_at(volume, places, spacing_mm=spacing_mm, size=size)
+        finite = np.isfinite(cut).all(axis=(1, 2, 3))
+        found.problem[rows[(cut == AIR_HU).mean(axis=(1, 2, 3)) > _MOST_OUTSIDE]] = _OUTSIDE
+        found.problem[rows[~finite]] = _NOT_FINITE
+        limits = np.iinfo(np.int16)
+        out[rows] = np.clip(np.rint(np.nan_to_num(cut, nan=AIR_HU)), limits.min, limits.max)
+        found.air[rows], found.muscle[rows] = air_and_muscle(volume.array)
+    if not read:
+        raise ValueError(
+            f"none of {len(names)} series could be read: {sorted(set(found.problem))}. Read one by "
+            "itself with medkit.dicom.read_series to see why."
+        )
+    out.flush()
+    table = files.table.assign(
+        problem=found.problem, air_hu=found.air.round(1), muscle_hu=found.muscle.round(1)
+    )
+    table.to_csv(folder / _TABLE, index=False)
+
+
+class _Found:
+    """What is seen of each candidate as its patch is cut."""
+
+    def __init__(self, count: int) -> None:
+        self.problem: NDArray[np.object_] = np.full(count, "", object)
+        self.air = np.full(count, np.nan)
+        self.muscle = np.full(count, np.nan)
+
+
+def _for(files: CandidateFiles, series: str, reader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the reader's options where they apply: those of series are for DICOM."""
+    return dict(reader) if isinstance(files.sources[series], tuple) else {}
+
+
+def _key(files: CandidateFiles, root: Path, settings: Mapping[str, Any], progress: bool) -> str:
+    digests = files.digests(root / "hashes.json", progress=progress)
+    whole = {"version": _VERSION, **settings, "table": files.digest(), "series": digests}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _usual_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "medkit" / "patches"

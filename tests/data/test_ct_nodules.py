@@ -1,0 +1,369 @@
+"""Candidates on CT as batches: split, corrected, drawn, augmented, windowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from medkit.callbacks.keyed_steps import KeyedSteps
+from medkit.callbacks.quarantine import Quarantine
+from medkit.data.batches import Batch
+from medkit.data.ct_augment import another_scanner, symmetries
+from medkit.data.ct_nodules import NoduleDataModule
+from medkit.data.draws import HalfPositive
+from medkit.data.loader import keyed
+from medkit.dicom import DicomError
+from medkit.models.classifier import LitClassifier
+from medkit.synth import phantom_series as phantom
+from medkit.synth.broken_series import CASES
+from medkit.synth.chest_ct import Candidates, read_candidates, write_candidates
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("candidates")
+    write_candidates(path, seed=1, sites={"A": 200, "B": 200, "C": 200})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def candidates(folder: str) -> Candidates:
+    return read_candidates(folder)
+
+
+def ready(folder: str, **settings: Any) -> NoduleDataModule:
+    dm = NoduleDataModule(folder, **{"test_site": "C", **settings})
+    dm.setup()
+    return dm
+
+
+class Spy(LitClassifier):
+    """Keeps what it is trained on, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("medkit.models.ct_net:CandidateNet", {})
+        self.seen: list[Batch] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch)
+        return super().training_step(batch, batch_idx)
+
+
+def trained_on(folder: str, quiet: dict[str, Any], seed: int = 0, **settings: Any) -> list[Batch]:
+    module = Spy()
+    trainer = pl.Trainer(
+        **quiet, max_epochs=2, limit_val_batches=0, callbacks=[KeyedSteps(seed=seed)]
+    )
+    trainer.fit(module, keyed(NoduleDataModule(folder, test_site="C", **settings), seed=seed))
+    return module.seen
+
+
+def test_parts_share_no_patient_and_the_test_is_the_hospital(
+    folder: str, candidates: Candidates
+) -> None:
+    table = candidates.table
+    dm = ready(folder, val_negatives=30)
+    assert dm.split is not None
+    exams = {part: set(table["exam"].iloc[dm.split.part(part)]) for part in ("train", "val")}
+    assert not exams["train"] & exams["val"]
+    assert set(table["site"].iloc[dm.split.test]) == {"C"}
+    assert "C" not in set(table["site"].iloc[np.concatenate([dm.split.train, dm.split.val])])
+    assert (table["y"].iloc[dm.split.val] == 0).sum() == 30
+    other = ready(folder, split_seed=1)
+    assert other.split is not None
+    assert set(other.split.train) != set(dm.split.train)
+    assert other.digests["train"] != dm.digests["train"]
+
+
+def test_a_batch_is_half_positive_and_each_positive_comes_as_often(
+    folder: str, quiet: dict[str, Any]
+) -> None:
+    seen = trained_on(folder, quiet, batch_size=16)
+    assert all(int(batch.y.sum()) == 8 for batch in seen)
+    y = ready(folder).rows("train").y.numpy()
+    drawn = np.bincount(HalfPositive(y).keyed_order(np.random.default_rng(0)), minlength=len(y))
+    assert drawn[y == 1].max() - drawn[y == 1].min() <= 1
+    assert drawn[y == 0].max() == 1
+    with pytest.raises(ValueError, match="labels are 0 and 1 and both are there"):
+        HalfPositive(np.zeros(4, np.int64))
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_place(folder: str, quiet: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    first = trained_on(folder, quiet)
+    torch.manual_seed(2)
+    again, other = trained_on(folder, quiet), trained_on(folder, quiet, seed=1)
+    for one, same in zip(first, again, strict=True):
+        torch.testing.assert_close(one.x, same.x, rtol=0, atol=0)
+    assert not torch.equal(first[0].x, other[0].x)
+    half = len(first) // 2
+    assert not torch.equal(first[0].x, first[half].x), "another epoch, another augmentation"
+
+
+def test_a_batch_has_the_shape_and_range_a_net_expects(folder: str, quiet: dict[str, Any]) -> None:
+    (batch, *_) = trained_on(folder, quiet)
+    assert batch.x.shape == (32, 1, 24, 24, 24)
+    assert batch.x.dtype == torch.float32
+    assert float(batch.x.min()) >= 0
+    assert float(batch.x.max()) <= 1
+    assert batch.row.dtype == batch.site.dtype == torch.int64
+
+
+def test_evaluation_is_not_augmented(folder: str, candidates: Candidates) -> None:
+    dm = ready(folder, harmonise="none")
+    batch = next(iter(dm.test_dataloader()))
+    seen = dm.on_after_batch_transfer(batch, 0)
+    hu = torch.from_numpy(np.array(candidates.volume_hu[batch.row.numpy()], np.float32))
+    expected = ((hu + 1000) / 1400).clamp(0, 1)
+    torch.testing.assert_close(seen.x[:, 0], expected)
+    torch.testing.assert_close(dm.rows("test").x[: len(batch.y), 0], expected)
+    assert batch.x.dtype == torch.int16, "what travels to the device is 16 bits a voxel"
+
+
+def test_a_window_of_none_is_a_thousandth_of_hu(folder: str, candidates: Candidates) -> None:
+    rows = ready(folder, harmonise="none", window_hu=None).rows("test")
+    hu = np.asarray(candidates.volume_hu)[rows.row.numpy()]
+    np.testing.assert_allclose(rows.x[:, 0].numpy(), hu / 1000, atol=1e-6)
+
+
+def test_the_exams_reference_undoes_its_scale_and_offset(
+    folder: str, candidates: Candidates
+) -> None:
+    mended = ready(folder, window_hu=None).rows("test")
+    table = candidates.table.iloc[mended.row.numpy()]
+    hu = np.asarray(candidates.volume_hu)[mended.row.numpy()].astype(np.float64)
+    air, muscle = (table[name].to_numpy()[:, None, None, None] for name in ("air_hu", "muscle_hu"))
+    true = (hu - air) / (muscle - air) * (50 + 970) - 970
+    np.testing.assert_allclose(mended.x[:, 0].numpy(), true / 1000, atol=1e-5)
+
+
+def test_a_forgotten_rescale_is_undone_by_the_reference_alone(folder: str) -> None:
+    dm, plain = ready(folder), ready(folder, harmonise="none")
+    torch.testing.assert_close(dm.rows("test", added_hu=1024).x, dm.rows("test").x)
+    assert float(plain.rows("test", added_hu=1024).x.mean()) > float(plain.rows("test").x.mean())
+
+
+def test_sites_are_made_alike_by_training_rows_and_a_new_hospital_is_left_alone(
+    folder: str,
+) -> None:
+    dm = ready(folder, harmonise="site", window_hu=None)
+    raw = ready(folder, harmonise="none", window_hu=None)
+    assert dm.harmonisation is not None
+    assert set(dm.harmonisation.sites) == {"A", "B"}
+    assert dm.harmonisation.fitted_on == dm.digests["train"]
+    torch.testing.assert_close(dm.rows("test").x, raw.rows("test").x)
+
+    def apart(module: NoduleDataModule) -> float:
+        rows = module.rows("train")
+        low, high = (np.percentile(rows.x[rows.site == s].numpy(), 95) for s in (0, 1))
+        return float(abs(low - high))
+
+    assert apart(dm) < apart(raw) / 5
+
+
+def test_what_was_fitted_goes_with_the_checkpoint_and_not_to_other_patients(folder: str) -> None:
+    dm = ready(folder, harmonise="site")
+    state = dm.state_dict()
+    again = NoduleDataModule(folder, test_site="C", harmonise="site")
+    again.load_state_dict(state)
+    again.setup()
+    torch.testing.assert_close(again.rows("val").x, dm.rows("val").x, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="resumed on the patients it was trained on"):
+        ready(folder, harmonise="site", split_seed=3).load_state_dict(state)
+
+
+def test_the_prior_that_half_positive_batches_took_out_is_put_back(folder: str) -> None:
+    dm = ready(folder)
+    y = dm.rows("train").y.double().mean().item()
+    assert dm.prior == pytest.approx(y)
+    assert dm.logit_shift == pytest.approx(np.log(y / (1 - y)))
+    assert ready(folder, draws="shuffled").logit_shift == 0
+
+
+def test_rows_that_are_broken_are_found_and_named(
+    folder: str, tmp_path: Path, quiet: dict[str, Any], candidates: Candidates
+) -> None:
+    volumes = np.array(candidates.volume_hu, np.float32)
+    volumes[3] = np.nan
+    volumes[10] = -1000
+    volumes[20, :, :, 8:] = -1000
+    np.save(tmp_path / "volume_hu.npy", volumes)
+    candidates.table.to_csv(tmp_path / "candidates.csv", index=False)
+    screen = Quarantine(checks=("finite", "constant", "padded"), budget=0.05)
+    module = Spy()
+    trainer = pl.Trainer(
+        **quiet, max_epochs=1, limit_val_batches=0, callbacks=[KeyedSteps(seed=0), screen]
+    )
+    dm = NoduleDataModule(str(tmp_path), test_site="C")
+    trainer.fit(module, keyed(dm, seed=0))
+    assert dm.split is not None
+    train = set(dm.split.train.tolist())
+    assert set(screen.rows) == train & {3, 10, 20}
+    seen = torch.cat([batch.row for batch in module.seen])
+    assert not {3, 10, 20} & set(seen.tolist())
+    assert all(bool(torch.isfinite(batch.x).all()) for batch in module.seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"draws": "balanced"}, "draws must be one of"),
+        ({"augment": "some"}, "augment must be one of"),
+        ({"harmonise": "histogram"}, "harmonise must be one of"),
+        ({"window_hu": (400, -1000)}, "lower edge first"),
+        ({"batch_size": 5}, "even number"),
+    ],
+)
+def test_settings_that_make_no_sense(folder: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        NoduleDataModule(folder, **settings)
+
+
+def test_what_is_no_folder_needs_its_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="with images_dir="):
+        NoduleDataModule(str(tmp_path / "candidates.csv")).setup()
+    with pytest.raises(FileNotFoundError, match=r"must hold volume_hu\.npy"):
+        NoduleDataModule(str(tmp_path)).setup()
+    with pytest.raises(RuntimeError, match="setup"):
+        NoduleDataModule(str(tmp_path)).rows("val")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Four patients' series and a table of candidates in them."""
+    rows = []
+    for patient in range(4):
+        datasets = phantom.phantom_series(uid=f"7{patient}")
+        for dataset in datasets:
+            dataset.PatientID = f"P{patient}"
+        phantom.write_series(tmp_path / "images" / f"P{patient}", datasets)
+        uid = str(datasets[0].SeriesInstanceUID)
+        middle = np.array([-33.0, -21.0, -97.0])
+        for number in range(6):
+            place = middle + number * 0.4
+            rows.append([uid, *place, int(number == 0), "AB"[patient % 2]])
+    names = ["seriesuid", "coordX", "coordY", "coordZ", "class", "site"]
+    pd.DataFrame(rows, columns=names).to_csv(tmp_path / "candidates.csv", index=False)
+    nodule = rows[0]
+    pd.DataFrame([[*nodule[:4], 7.5]], columns=[*names[:4], "diameter_mm"]).to_csv(
+        tmp_path / "annotations.csv", index=False
+    )
+    return tmp_path
+
+
+def from_series(archive: Path, **settings: Any) -> NoduleDataModule:
+    dm = NoduleDataModule(
+        str(archive / "candidates.csv"),
+        str(archive / "images"),
+        annotations_csv=str(archive / "annotations.csv"),
+        cache_dir=str(archive / "cache"),
+        **{"size": 8, "val_fraction": 0.5, "harmonise": "none", **settings},
+    )
+    dm.setup()
+    return dm
+
+
+def test_patches_around_world_coordinates_have_the_hu_of_their_places(archive: Path) -> None:
+    dm = from_series(archive)
+    assert dm.store is not None
+    table = dm.store.table
+    assert dm.store.volume_hu.shape == (24, 8, 8, 8)
+    for number in (0, 7, 23):
+        lps = table[["x", "y_lps", "z"]].iloc[number].to_numpy(float)
+        offset = np.arange(8) - 3.5
+        grid = np.stack(np.meshgrid(offset, offset, offset, indexing="ij"), axis=-1)
+        truth = phantom.hu_at(lps + grid[..., [1, 0, 2]])
+        assert dm.store.volume_hu[number] == pytest.approx(truth, abs=1.1)
+    assert table["diameter_mm"].notna().sum() == 1
+    assert not any("P" in patient for patient in table["patient"]), "pseudonyms only"
+    assert dm.sites == ["A", "B"]
+
+
+def test_patches_are_cut_once_and_never_stale(archive: Path) -> None:
+    first = from_series(archive).store
+    again = from_series(archive).store
+    assert first is not None
+    assert again is not None
+    assert again.sha256 == first.sha256
+    assert len(list((archive / "cache").glob("*/patches.json"))) == 1
+    other = from_series(archive, spacing_mm=0.8).store
+    assert other is not None
+    assert other.sha256 != first.sha256
+    path = next((archive / "images" / "P0").iterdir())
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    changed = from_series(archive).store
+    assert changed is not None
+    assert changed.sha256 not in {first.sha256, other.sha256}
+
+
+def test_a_refused_series_is_listed_and_bounded(archive: Path) -> None:
+    broken = CASES["missing middle slice"].make()
+    for dataset in broken:
+        dataset.SeriesInstanceUID, dataset.PatientID = "1.2.3.999", "P9"
+    phantom.write_series(archive / "images" / "P9", broken)
+    table = pd.read_csv(archive / "candidates.csv")
+    table.loc[len(table)] = ["1.2.3.999", -33.0, -21.0, -97.0, 0, "A"]
+    table.loc[len(table)] = [table["seriesuid"][0], 500.0, -21.0, -97.0, 0, "A"]
+    table.to_csv(archive / "candidates.csv", index=False)
+    dm = from_series(archive, max_lost=0.1)
+    assert dm.lost == {"missing_slice": 1, "outside of its volume": 1}
+    with pytest.raises(ValueError, match="at most 5% of the candidates may be left out, and 2 of"):
+        from_series(archive)
+    mended = from_series(archive, reader={"resample": True})
+    assert mended.lost == {"outside of its volume": 1}
+
+
+def test_tables_that_do_not_fit_their_images_are_refused(archive: Path) -> None:
+    path = archive / "candidates.csv"
+    table = pd.read_csv(path)
+    for broken, said in (
+        (table.drop(columns=["class"]), "must have the columns seriesuid, coordX"),
+        (table.assign(coordX=np.nan), "finite coordinates"),
+        (table.assign(**{"class": 2}), "classes 0 and 1"),
+        (table.assign(seriesuid="1.2.3"), "must hold each series"),
+    ):
+        broken.to_csv(path, index=False)
+        with pytest.raises(ValueError, match=said):
+            from_series(archive)
+
+
+def test_nothing_that_can_be_read_is_an_error(archive: Path) -> None:
+    for path in (archive / "images").rglob("*.dcm"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises((ValueError, DicomError), match="none of 4 series could be read"):
+        from_series(archive)
+
+
+def test_symmetries_of_a_cube_keep_its_values_and_its_centre() -> None:
+    cube = torch.arange(5**3, dtype=torch.int16).reshape(1, 5, 5, 5)
+    torch.manual_seed(0)
+    seen = {tuple(one.flatten().tolist()) for one in symmetries(cube.expand(900, -1, -1, -1))}
+    assert len(seen) == 48
+    assert {patch[62] for patch in seen} == {62}
+
+
+def test_another_scanner_keeps_tissue_within_its_limits() -> None:
+    torch.manual_seed(0)
+    flat = torch.full((200, 24, 24, 24), -800.0)
+    means = another_scanner(flat).mean(dim=(1, 2, 3))
+    assert (means + 800).abs().max() < 40 + 0.04 * 800 + 1
+    assert (means + 800).abs().max() > 40
+    torch.manual_seed(0)
+    same = torch.full((8, 24, 24, 24), -800.0)
+    torch.testing.assert_close(another_scanner(same.clone(), strength=0), same)
+
+
+def test_each_patch_is_changed_by_its_own_draws() -> None:
+    torch.manual_seed(3)
+    ramp = torch.linspace(-1000, 200, 24).expand(16, 24, 24, 24).clone()
+    seen = another_scanner(ramp)
+    assert len({round(float(one.mean()), 4) for one in seen}) == 16
+    assert len({round(float(one.std()), 2) for one in seen}) > 8
