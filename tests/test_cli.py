@@ -12,7 +12,7 @@ import medkit
 from medkit import cli
 
 JOBS = ("run", "sweep", "params", "runs", "logs", "check")
-COMMANDS = (*JOBS, "audit", "predict", "compare", "doctor")
+COMMANDS = (*JOBS, "audit", "predict", "compare", "deidentify", "doctor")
 
 
 def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +21,7 @@ def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixtu
     assert end.value.code == 0
     said = capsys.readouterr().out
     for command in COMMANDS:
-        assert f"    {command} " in said
+        assert f"    {command}" in said
     for code in ("0 ", "1 ", "2 ", "124", "130", "143"):
         assert f"  {code}" in said
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import medkit
 from medkit.cli.common import Command, Option
+from medkit.cli.images import add_images
 from medkit.cli.jobs import add_jobs
 from medkit.cli.studies import add_studies
 from medkit.cli.tables import add_tables
@@ -62,5 +63,6 @@ def _parser() -> argparse.ArgumentParser:
 
     add_jobs(add, EPILOG)
     add_tables(add)
+    add_images(add)
     add_studies(add)
     return parser

@@ -66,6 +66,10 @@ def add_jobs(add: Add, epilog: str) -> None:
     doctor("--model", metavar="SPEC", help=text)
     text = "with --model: the input's shape, such as 1,1,64,64,64 (default: example_input_array)"
     doctor("--input", default="", metavar="SHAPE", help=text)
+    text = "look for identifiers in every byte of a run folder, packed files included"
+    doctor("--phi", metavar="RUN_DIR", help=text)
+    text = "with --phi: one name, id or date a line; kept outside of the folder"
+    doctor("--identifiers", metavar="FILE", help=text)
 
 
 def _job_options(add: Option) -> None:
@@ -138,6 +142,11 @@ def _doctor(args: argparse.Namespace) -> int:
             from medkit.check.scan import scan_command
 
             return scan_command(args.model, args.input)
+    if args.phi or args.identifiers:
+        with as_usage():
+            from medkit.jobs.phi import phi_command
+
+            return phi_command(args.phi, args.identifiers)
     from medkit.jobs.doctor import doctor_command
 
     return doctor_command()

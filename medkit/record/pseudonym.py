@@ -42,7 +42,12 @@ def _key(path: Path) -> bytes:
     return key.encode()
 
 
+def pseudonym_key(path: Path | None = None) -> bytes:
+    """Return the key in a file, or the one in use; made at first use, for its owner alone."""
+    return _key(key_path() if path is None else path)
+
+
 def pseudonym(value: object, *, key: bytes | None = None) -> str:
     """Return 16 hex digits that stand for ``value``; the same for the same key (HMAC-SHA-256)."""
-    secret = _key(key_path()) if key is None else key
+    secret = pseudonym_key() if key is None else key
     return hmac.new(secret, str(value).encode(), hashlib.sha256).hexdigest()[:16]
