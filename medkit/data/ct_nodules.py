@@ -19,7 +19,7 @@ from medkit.data import splits
 from medkit.data.batches import Batch
 from medkit.data.candidate_files import find_candidates
 from medkit.data.ct_augment import another_scanner, symmetries
-from medkit.data.hu_reference import Harmonisation, fit_sites
+from medkit.data.hu_reference import Harmonisation, correction, fit_sites
 from medkit.data.patch_store import PatchStore, cut_patches, open_patches
 from medkit.data.preprocessing import digest_ids
 from medkit.data.splits import PARTS, Split
@@ -42,7 +42,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "augment": ("all", "flips", "none"),
     "harmonise": ("reference", "site", "none"),
 }
-AIR_HU, MUSCLE_HU = -970.0, 50.0  # what windpipe and muscle truly have
 EVAL_BATCH = 128
 _MOST_LOST = 0.05
 _log = logging.getLogger(__name__)
@@ -352,15 +351,11 @@ class NoduleDataModule(pl.LightningDataModule):
                     'harmonise="reference" needs air_hu and muscle_hu of each exam, and the table '
                     'has none. Pass harmonise="site" or "none".'
                 )
-            air = store.table["air_hu"].to_numpy(np.float64)
-            muscle = store.table["muscle_hu"].to_numpy(np.float64)
-            known = np.isfinite(air) & np.isfinite(muscle) & (muscle - air > 100)
-            scale[known] = (MUSCLE_HU - AIR_HU) / (muscle - air)[known]
-            offset[known] = AIR_HU - air[known] * scale[known]
-            if not known.all():
-                _log.warning(
-                    "%d candidates without air and muscle stay as they are", (~known).sum()
-                )
+            measured = (store.table[n].to_numpy(np.float64) for n in ("air_hu", "muscle_hu"))
+            scale, offset = correction(*measured)
+            unknown = int((scale == 1).sum())
+            if unknown:
+                _log.warning("%d candidates without air and muscle stay as they are", unknown)
         elif self.harmonise == "site":
             if self.harmonisation is None:  # else from a checkpoint
                 self.harmonisation = fit_sites(

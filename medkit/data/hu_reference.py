@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Harmonisation", "air_and_muscle", "fit_sites"]
+__all__ = ["AIR_HU", "MUSCLE_HU", "Harmonisation", "air_and_muscle", "correction", "fit_sites"]
+
+AIR_HU, MUSCLE_HU = -970.0, 50.0  # what windpipe and muscle truly have
 
 _BIN_HU = 5.0
 _STRIDE = 3  # a ninth of a slice's voxels, and each third slice, are enough for a mode
@@ -43,6 +45,24 @@ def air_and_muscle(volume_hu: ArrayLike) -> tuple[float, float]:
     air = float(middle[below][counts[below].argmax()])
     muscle = float(middle[above][counts[above].argmax()])
     return (air, muscle) if muscle - air >= 300 else (float("nan"), float("nan"))
+
+
+def correction(
+    air_hu: ArrayLike, muscle_hu: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return scale and offset that give air and muscle their true values: two points, a line.
+
+    Args:
+        air_hu: Measured in each exam, ``(N,)``; NaN, or less than 100 below ``muscle_hu``: it is
+            not known, and values stay as they are.
+        muscle_hu: Measured there.
+    """
+    air, muscle = np.asarray(air_hu, np.float64), np.asarray(muscle_hu, np.float64)
+    known = np.isfinite(air) & np.isfinite(muscle) & (muscle - air > 100)
+    apart = np.where(known, muscle - air, 1.0)
+    scale = np.where(known, (MUSCLE_HU - AIR_HU) / apart, 1.0)
+    offset = np.where(known, AIR_HU - np.where(known, air, 0.0) * scale, 0.0)
+    return scale, offset
 
 
 def _otsu(counts: NDArray[np.float64], middle: NDArray[np.float64]) -> int:

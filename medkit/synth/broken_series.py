@@ -147,6 +147,18 @@ def _raw_hu() -> Datasets:
     return datasets
 
 
+def _table(datasets: Datasets) -> None:
+    from pydicom.dataset import Dataset
+    from pydicom.sequence import Sequence
+
+    for dataset in datasets:
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [3, 0, 16], "HU"
+        table.add_new((0x0028, 0x3006), "US", [1, 2, 3])
+        dataset.ModalityLUTSequence = Sequence([table])
+        del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
 def _padded(*, declared: bool = True, limit: int | None = None) -> Callable[[], Datasets]:
     def change(datasets: Datasets) -> None:
         for dataset in datasets:
@@ -466,6 +478,12 @@ _CASES = [
     Case("spacing between slices lies", _VOLUME, _each(SpacingBetweenSlices="-9")),
     Case("slope of each slice its own", _VOLUME, _slopes, note="each its own"),
     Case("no rescale", _VOLUME, _raw_hu, note="taken as HU"),
+    Case("rescale of one slice missing", "no_rescale",
+         _without("RescaleSlope", "RescaleIntercept", at=5)),
+    Case("slope without intercept", "no_rescale", _without("RescaleIntercept")),
+    Case("slope of zero", "bad_number", _one(RescaleSlope="0")),
+    Case("one slice in another unit", "other_unit", _one(RescaleType="MGML")),
+    Case("a table instead of a rescale", "modality_lut", _changed(_table)),
     Case("run lengths", _VOLUME, _rle),
     Case("junk beside", _VOLUME, _good(), after=_beside, note="no DICOM left out"),
     # slices that are not there, or too often
@@ -556,6 +574,7 @@ _CASES = [
          _stored_as(bits=12, high=11, signed=False, intercept=-2048, dirt=0x8000)),
     Case("12 bits at the upper end", _VOLUME,
          _stored_as(bits=12, high=15, signed=True, intercept=0, dirt=0x5)),
+    Case("signed or not is not said", "bits", _without("PixelRepresentation", at=5)),
     Case("more bits than there are", "bits", _each(BitsStored=20, HighBit=19)),
     Case("no pixels", "no_images", _without("PixelData")),
     Case("no pixels in one", _VOLUME, _changed(lambda d: _emptied(d, 11)), note="without pixels"),
