@@ -39,6 +39,7 @@ DISTRIBUTION = {
     "dicomanonymizer": "dicom-anonymizer",
     "pytorch_lightning": "pytorch-lightning",
     "sklearn": "scikit-learn",
+    "websocket": "websocket-client",
     "yaml": "pyyaml",
     "zmq": "pyzmq",
 }
@@ -250,7 +251,7 @@ def test_the_package_imports_only_what_it_declares() -> None:
 
 def test_only_widgets_may_need_the_lab_extra() -> None:
     paths = [p for p in (ROOT / "medkit").rglob("*.py") if p.parent.name != "widgets"]
-    lab_only = {"ipywidgets", "jupyterlab", "jupyter_server"}
+    lab_only = {"ipyevents", "ipywidgets", "jupyterlab", "jupyter_server"}
     assert not lab_only & set(top_imports(paths))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +15,7 @@ from medkit.models.seed_ensemble import SeedEnsemble
 from medkit.widgets.curves import History, Picture, Thinned, draw
 from medkit.widgets.fan import members_of
 from medkit.widgets.marks import marks, said
+from medkit.widgets.place import surroundings
 
 _FOLD = 64  # losses are fetched from the device this many at a time
 
@@ -212,21 +211,6 @@ class _View:
             for model in (getattr(part, "style", None), part.layout, part):
                 if model is not None:
                     model.close()
-
-
-def surroundings() -> str:
-    """Return "live" (a notebook somebody looks at), "job" or "none" (no notebook)."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None or not hasattr(shell, "kernel"):
-        return "none"
-    if "MEDKIT_LAUNCHER_PID" in os.environ:
-        return "job"
-    try:
-        import ipywidgets  # noqa: F401
-    except ModuleNotFoundError:
-        return "job"
-    return "live"
 
 
 def _leave_picture(png: bytes, view: _View | None) -> None:
