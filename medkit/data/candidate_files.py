@@ -20,7 +20,7 @@ from medkit.record.pseudonym import pseudonym
 __all__ = ["CandidateFiles", "find_candidates"]
 
 _NAMES = {"seriesuid": "series", "coordX": "x", "coordY": "y_lps", "coordZ": "z", "class": "y"}
-_OPTIONAL = ("site", "patient_id", "exam", "kind", "diameter_mm")
+_OPTIONAL = ("site", "patient_id", "exam", "kind", "diameter_mm", "air_hu", "muscle_hu")
 _VOLUMES = (".mhd", ".mha", ".nii", ".nii.gz")
 
 
@@ -30,7 +30,8 @@ class CandidateFiles:
 
     Attributes:
         table: A row per candidate: ``candidate``, ``series``, ``exam``, ``patient`` (pseudonyms),
-            ``site``, ``y``, ``x``, ``y_lps``, ``z`` [mm], ``kind``, ``diameter_mm``.
+            ``site``, ``y``, ``x``, ``y_lps``, ``z`` [mm], ``kind``, ``diameter_mm``, and where the
+            file has them ``air_hu`` and ``muscle_hu``.
         sources: Series -> its file, or a tuple of DICOM files.
         index: Of the DICOM files; None where there are none.
     """
@@ -80,7 +81,8 @@ def find_candidates(
 
     Args:
         candidates_csv: ``seriesuid, coordX, coordY, coordZ`` (LPS [mm]), ``class`` (1: a nodule),
-            and, where known, ``site``, ``patient_id``, ``exam``, ``kind``, ``diameter_mm``.
+            and, where known, ``site``, ``patient_id``, ``exam``, ``kind``, ``diameter_mm``, and
+            ``air_hu`` and ``muscle_hu``: means measured in the exam's windpipe and muscle.
         images_dir: Tree with the series: DICOM, by SeriesInstanceUID; or ``<seriesuid>.mhd``,
             ``.mha``, ``.nii`` or ``.nii.gz``. Where a series is there both ways, DICOM is read.
         annotations_csv: ``seriesuid, coordX, coordY, coordZ, diameter_mm``: a positive candidate

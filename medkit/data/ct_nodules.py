@@ -348,8 +348,9 @@ class NoduleDataModule(pl.LightningDataModule):
         if self.harmonise == "reference":
             if not {"air_hu", "muscle_hu"} <= {*store.table}:
                 raise ValueError(
-                    'harmonise="reference" needs air_hu and muscle_hu of each exam, and the table '
-                    'has none. Pass harmonise="site" or "none".'
+                    'harmonise="reference" needs columns air_hu and muscle_hu, means measured in '
+                    "each exam's windpipe and muscle, and the table has none. Add them, or pass "
+                    'harmonise="site" or "none".'
                 )
             measured = (store.table[n].to_numpy(np.float64) for n in ("air_hu", "muscle_hu"))
             scale, offset = correction(*measured)

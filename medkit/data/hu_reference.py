@@ -7,44 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AIR_HU", "MUSCLE_HU", "Harmonisation", "air_and_muscle", "correction", "fit_sites"]
+__all__ = ["AIR_HU", "MUSCLE_HU", "Harmonisation", "correction", "fit_sites"]
 
 AIR_HU, MUSCLE_HU = -970.0, 50.0  # what windpipe and muscle truly have
-
-_BIN_HU = 5.0
-_STRIDE = 3  # a ninth of a slice's voxels, and each third slice, are enough for a mode
-
-
-def air_and_muscle(volume_hu: ArrayLike) -> tuple[float, float]:
-    """Return the commonest value of air and that of soft tissue in a CT of the chest [HU].
-
-    The two highest peaks of the histogram, the lower air (and lung, where that is more common in
-    the field of view), the higher soft tissue. On values whose rescale was forgotten they are as
-    far off as all others are, so what is corrected by them does not depend on it. Voxels of exactly
-    the lowest value are left out: they were clipped, or never measured.
-
-    Returns:
-        Air and soft tissue; NaN where there are no two peaks at least 300 apart.
-    """
-    values = np.asarray(volume_hu)[::_STRIDE, ::_STRIDE, ::_STRIDE].ravel()
-    values = values[np.isfinite(values)]
-    values = values[values > values.min()] if values.size else values
-    if values.size < 1000:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [0.001, 0.995])
-    edges = np.arange(low, high + 2 * _BIN_HU, _BIN_HU)
-    if len(edges) < 61:
-        return float("nan"), float("nan")
-    counts = np.histogram(values, edges)[0].astype(np.float64)
-    counts = np.convolve(counts, np.ones(5) / 5, mode="same")
-    middle = edges[:-1] + _BIN_HU / 2
-    split = middle[_otsu(counts, middle)]
-    below, above = middle < split, middle >= split
-    if not below.any() or not above.any():
-        return float("nan"), float("nan")
-    air = float(middle[below][counts[below].argmax()])
-    muscle = float(middle[above][counts[above].argmax()])
-    return (air, muscle) if muscle - air >= 300 else (float("nan"), float("nan"))
 
 
 def correction(
@@ -63,16 +28,6 @@ def correction(
     scale = np.where(known, (MUSCLE_HU - AIR_HU) / apart, 1.0)
     offset = np.where(known, AIR_HU - np.where(known, air, 0.0) * scale, 0.0)
     return scale, offset
-
-
-def _otsu(counts: NDArray[np.float64], middle: NDArray[np.float64]) -> int:
-    """Return the bin that parts the values in two with least variance within (Otsu 1979)."""
-    weight = counts.cumsum()
-    mean = (counts * middle).cumsum()
-    rest = weight[-1] - weight
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = weight * rest * (mean / weight - (mean[-1] - mean) / rest) ** 2
-    return int(np.nanargmax(between))
 
 
 @dataclass(frozen=True)

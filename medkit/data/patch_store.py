@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from medkit.data.candidate_files import CandidateFiles
-from medkit.data.hu_reference import air_and_muscle
 from medkit.data.patches import AIR_HU, patches_at
 from medkit.dicom import DicomError, read_volume
 from medkit.record.files import read_json, write_json
@@ -143,7 +142,7 @@ def _cut_into(
     progress: bool,
 ) -> None:
     series = files.table["series"].to_numpy().astype(str)
-    found = _Found(len(series))
+    problem: NDArray[np.object_] = np.full(len(series), "", object)
     shape = (len(series), size, size, size)
     out = np.lib.format.open_memmap(folder / _VOLUMES, mode="w+", dtype=np.int16, shape=shape)
     names = sorted(set(series.tolist()))
@@ -153,7 +152,7 @@ def _cut_into(
         try:
             volume = read_volume(files.sources[name], **_for(files, name, reader))
         except DicomError as error:
-            found.problem[rows] = error.problem
+            problem[rows] = error.problem
             out[rows] = AIR_HU
             _log.warning("%s; its %d candidate(s) are left out", error, len(rows))
             continue
@@ -161,30 +160,18 @@ def _cut_into(
         places = files.table[["x", "y_lps", "z"]].to_numpy(np.float64)[rows] * [-1, -1, 1]
         cut = patches_at(volume, places, spacing_mm=spacing_mm, size=size)
         finite = np.isfinite(cut).all(axis=(1, 2, 3))
-        found.problem[rows[(cut == AIR_HU).mean(axis=(1, 2, 3)) > _MOST_OUTSIDE]] = _OUTSIDE
-        found.problem[rows[~finite]] = _NOT_FINITE
+        problem[rows[(cut == AIR_HU).mean(axis=(1, 2, 3)) > _MOST_OUTSIDE]] = _OUTSIDE
+        problem[rows[~finite]] = _NOT_FINITE
         limits = np.iinfo(np.int16)
         out[rows] = np.clip(np.rint(np.nan_to_num(cut, nan=AIR_HU)), limits.min, limits.max)
-        found.air[rows], found.muscle[rows] = air_and_muscle(volume.array)
     if not read:
         raise ValueError(
-            f"none of {len(names)} series could be read: {sorted(set(found.problem))}. Read one by "
+            f"none of {len(names)} series could be read: {sorted(set(problem.tolist()))}. Read one by "
             "itself with medkit.dicom.read_series to see why."
         )
     out.flush()
-    table = files.table.assign(
-        problem=found.problem, air_hu=found.air.round(1), muscle_hu=found.muscle.round(1)
-    )
+    table = files.table.assign(problem=problem)
     table.to_csv(folder / _TABLE, index=False)
-
-
-class _Found:
-    """What is seen of each candidate as its patch is cut."""
-
-    def __init__(self, count: int) -> None:
-        self.problem: NDArray[np.object_] = np.full(count, "", object)
-        self.air = np.full(count, np.nan)
-        self.muscle = np.full(count, np.nan)
 
 
 def _for(files: CandidateFiles, series: str, reader: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def frames_of(header: Header) -> list[Frame]:
 _SHARED = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
     *("ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
+    "ModalityLUTSequence",
 )
 _known: dict[tuple[bytes | None, ...], Frame] = {}
 _MOST_KNOWN = 256
@@ -120,7 +121,8 @@ def _frames_of(header: Header) -> list[Frame]:
 
 
 def _one(header: Header, rows: int, columns: int) -> Frame:
-    slope, intercept = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    said = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    slope, intercept, rescaled = _rescale(header, *said)
     return Frame(
         header=header,
         number=0,
@@ -129,10 +131,30 @@ def _one(header: Header, rows: int, columns: int) -> Frame:
         position=header.numbers("ImagePositionPatient", 3),
         orientation=header.numbers("ImageOrientationPatient", 6),
         spacing=_spacing(header),
-        slope=1.0 if slope is None else slope,
-        intercept=0.0 if intercept is None else intercept,
-        rescaled=slope is not None and intercept is not None,
+        slope=slope,
+        intercept=intercept,
+        rescaled=rescaled,
     )
+
+
+def _rescale(
+    header: Header, slope: float | None, intercept: float | None
+) -> tuple[float, float, bool]:
+    """Return slope, intercept and whether the file says them (PS3.3 C.11.1)."""
+    if (slope is None) != (intercept is None):
+        lost = "RescaleSlope" if slope is None else "RescaleIntercept"
+        raise header.bad("no_rescale", f"slope and intercept must be there together, {lost} is not")
+    if slope == 0:
+        raise header.bad("bad_number", "RescaleSlope must not be 0: all pixels would be one number")
+    if slope is None or intercept is None:
+        if "ModalityLUTSequence" in header.values:
+            raise header.bad(
+                "modality_lut",
+                "stored values must become HU by a slope and an intercept, and this has a table",
+                "Tables (ModalityLUTSequence) are for pictures; export the series with a rescale.",
+            )
+        return 1.0, 0.0, False
+    return slope, intercept, True
 
 
 def _spacing(header: Header) -> tuple[float, ...] | None:
@@ -184,8 +206,9 @@ def _several(header: Header, rows: int, columns: int, count: int) -> Iterator[Fr
             spacing = _decimals(measures.get("PixelSpacing"), 2, header)
             if spacing is not None and not min(spacing) > 0:
                 raise header.bad("bad_spacing", f"PixelSpacing must be above 0 mm, found {spacing}")
-            slope = _decimals(scale.get("RescaleSlope"), 1, header)
-            intercept = _decimals(scale.get("RescaleIntercept"), 1, header)
+            (slope,) = _decimals(scale.get("RescaleSlope"), 1, header) or (None,)
+            (intercept,) = _decimals(scale.get("RescaleIntercept"), 1, header) or (None,)
+            slope, intercept, rescaled = _rescale(header, slope, intercept)
             names = ("TemporalPositionIndex", "FrameAcquisitionNumber")
             yield Frame(
                 header=header,
@@ -195,9 +218,9 @@ def _several(header: Header, rows: int, columns: int, count: int) -> Iterator[Fr
                 position=_decimals(place.get("ImagePositionPatient"), 3, header),
                 orientation=_decimals(plane.get("ImageOrientationPatient"), 6, header),
                 spacing=spacing,
-                slope=1.0 if slope is None else slope[0],
-                intercept=0.0 if intercept is None else intercept[0],
-                rescaled=slope is not None and intercept is not None,
+                slope=slope,
+                intercept=intercept,
+                rescaled=rescaled,
                 content=tuple((n, str(content[n])) for n in names if content.get(n) is not None),
             )
 

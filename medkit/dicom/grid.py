@@ -214,7 +214,8 @@ def _steps(
             "the slices of a stack must lie on a line, and this one lies "
             f"{off.max():.2f} mm beside it",
         )
-    between = f"{frames[worst].header.path} and {frames[worst + 1].header.path}"
+    around = [frame.header.path for frame in frames[worst : worst + 2]]
+    between = " and ".join(around)
     lost = int(places[-1]) + 1 - count
     if whole:
         said = f"{lost} slice(s) of {lost + count} are missing, {gaps[worst]:g} mm"
@@ -228,11 +229,11 @@ def _steps(
             f"{Path(frames[0].header.path).parent}: slices must lie at equal steps, here "
             f"{usual:g} mm; {said} between {between}{far}. Export the series again; or pass "
             "resample=True, which fills small gaps from the slices beside them and says which.",
-            frames[worst].header.path,
-            frames[worst + 1].header.path,
+            *around,
         )
     depth = int(np.floor(places[-1] + 1e-6)) + 1
-    notes.append(f"resampled along the stack to steps of {usual:g} mm: {said} {between}")
+    names = " and ".join(Path(path).name for path in around)
+    notes.append(f"resampled along the stack to steps of {usual:g} mm: {said} between {names}")
     return step, places, depth
 
 

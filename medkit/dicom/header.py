@@ -61,6 +61,7 @@ TAGS: dict[str, tuple[int, int]] = {
     "RescaleIntercept": (0x0028, 0x1052),
     "RescaleSlope": (0x0028, 0x1053),
     "RescaleType": (0x0028, 0x1054),
+    "ModalityLUTSequence": (0x0028, 0x3000),  # whether it is there
     "Units": (0x0054, 0x1001),
 }
 _WANTED = {element << 16 | group: name for name, (group, element) in TAGS.items()}
@@ -262,7 +263,7 @@ def parsing(path: str) -> Iterator[None]:
 
 def _encoded(name: str, value: Any) -> bytes:
     """Return a value that pydicom has converted as its bytes in a file."""
-    if value is None:
+    if value is None or name.endswith("Sequence"):
         return b""
     several = (
         list(value) if isinstance(value, list | tuple) or hasattr(value, "append") else [value]

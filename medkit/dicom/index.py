@@ -30,7 +30,7 @@ _KEPT = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Manufacturer"),
     *("SeriesDescription", "ConvolutionKernel", "SliceThickness", "KVP", "Rows", "Columns"),
 )
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 1 << 20
 
 
@@ -140,18 +140,23 @@ class Index:
                 self.files[path].sha256 = digest
         return {p: e.sha256 for p, e in sorted(self.files.items()) if not e.problem}
 
-    def digest(self) -> str:
+    def digest(self, *, progress: bool = True) -> str:
         """Return one SHA-256 for the whole manifest, for ``run.data``."""
-        lines = "".join(f"{digest}  {path}\n" for path, digest in self.manifest().items())
+        manifest = self.manifest(progress=progress)
+        lines = "".join(f"{digest}  {path}\n" for path, digest in manifest.items())
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index, so that another process need not read the headers again."""
-        files = {
-            name: [e.size, e.mtime_ns, e.said, e.problem, e.sha256]
-            for name, e in self.files.items()
-        }
-        write_json(Path(path), {"version": _VERSION, "files": files})
+        said: list[dict[str, str]] = []  # the files of a series say the same: it is kept once
+        place: dict[tuple[tuple[str, str], ...], int] = {}
+        files = {}
+        for name, e in self.files.items():
+            number = place.setdefault(tuple(e.said.items()), len(said))
+            if number == len(said):
+                said.append(e.said)
+            files[name] = [e.size, e.mtime_ns, number, e.problem, e.sha256]
+        write_json(Path(path), {"version": _VERSION, "said": said, "files": files})
 
     def __str__(self) -> str:
         series = self.series
@@ -259,8 +264,13 @@ def _load(folder: str, path: str | None) -> Index | None:
         stored = read_json(path)
         if stored["version"] != _VERSION:
             return None
-        return Index(folder, {name: FileEntry(*rest) for name, rest in stored["files"].items()})
-    except (KeyError, TypeError, ValueError, json.JSONDecodeError):
+        said = stored["said"]
+        files = {
+            name: FileEntry(size, mtime_ns, said[number], problem, sha256)
+            for name, (size, mtime_ns, number, problem, sha256) in stored["files"].items()
+        }
+        return Index(folder, files)
+    except (KeyError, IndexError, TypeError, ValueError, json.JSONDecodeError):
         return None  # not ours, or of another version: read again
 
 

@@ -12,11 +12,11 @@ from operator import itemgetter
 from struct import Struct
 from typing import NamedTuple
 
-from medkit.dicom.walker import Walked, walk
+from medkit.dicom.walker import Span, Walked, walk
 
 __all__ = ["Found", "Layouts"]
 
-_KEPT = 16
+_KEPT, _SEEN = 16, 256
 
 
 class Found(NamedTuple):
@@ -70,6 +70,7 @@ class Layouts:
     def __init__(self, wanted: Mapping[int, str]) -> None:
         self.wanted = wanted
         self.known: list[_Layout] = []
+        self.seen: set[tuple[Span, ...]] = set()
 
     def read(self, data: bytes, *, whole: bool) -> Found | None:
         """Read the header at the beginning of a file; see :func:`~medkit.dicom.walker.walk`."""
@@ -81,6 +82,16 @@ class Layouts:
         if walked is None:
             return None
         if walked.pixels is not None and len(walked.spans) > 1:
-            self.known = [_Layout(data, walked), *self.known[: _KEPT - 1]]
+            self._remember(data, walked)
         values = {name: data[start:stop] for name, (start, stop) in walked.spans.items()}
         return Found(values, walked.syntax, walked.pixels, walked.length)
+
+    def _remember(self, data: bytes, walked: Walked) -> None:
+        """Keep a layout when it is met again: to prepare it costs as much as the walk."""
+        steps = tuple(walked.steps)
+        if steps in self.seen:
+            self.known = [_Layout(data, walked), *self.known[: _KEPT - 1]]
+        elif len(self.seen) < _SEEN:
+            self.seen.add(steps)
+        else:
+            self.seen = {steps}

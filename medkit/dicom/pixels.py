@@ -23,7 +23,6 @@ _NATIVE = {
     DEFLATED: "<",
     "1.2.840.10008.1.2.2": ">",
 }
-_BELOW_AIR_HU = -1100.0  # no tissue, and no noise of a scanner that clips at -1024
 
 
 class Padding:
@@ -170,10 +169,12 @@ def _stored(header: Header, raw: NDArray[Any]) -> NDArray[Any]:
     stored = header.whole("BitsStored") or bits
     high = header.whole("HighBit")
     high = stored - 1 if high is None else high
-    signed = header.whole("PixelRepresentation") == 1
+    sign = header.whole("PixelRepresentation")
+    if sign not in (0, 1):
+        raise header.bad("bits", f"PixelRepresentation must be 0 or 1, found {sign}")
     if not (1 <= stored <= bits and stored - 1 <= high < bits):
         raise header.bad("bits", f"{stored} bits up to bit {high} do not fit into {bits}")
-    kind = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
+    kind = np.dtype(f"{'i' if sign else 'u'}{bits // 8}")
     value = raw.astype(f"u{bits // 8}", copy=False).view(kind)
     if stored == bits:
         return value

@@ -12,6 +12,7 @@ from medkit.dicom.errors import DicomError
 from medkit.dicom.frames import frames_of
 from medkit.dicom.header import read_header
 from medkit.dicom.metaimage import read_metaimage
+from medkit.dicom.notes import unit_of
 from medkit.dicom.pixels import AIR_HU, read_slices
 from medkit.dicom.series import Source, read_series
 from medkit.dicom.volume import Volume
@@ -104,13 +105,14 @@ def read_image(path: str | os.PathLike[str]) -> Volume:
         return read_series([path])
     slices = np.empty((1, frame.rows, frame.columns), np.float32)
     modality = header.text("Modality")
-    read_slices([frame], slices, air=AIR_HU if modality == "CT" else 0.0)
+    unit = unit_of(header)
+    read_slices([frame], slices, air=AIR_HU if unit == "HU" else 0.0)
     notes = [*header.notes, "it says nothing of where it lies: the affine is its spacing alone"]
     if "MONOCHROME1" in header.text("PhotometricInterpretation") and modality in _INVERTED:
         slices = slices.max() + slices.min() - slices
         notes.append("MONOCHROME1: inverted, so that high is bright")
     affine = np.diag([*(frame.spacing or (1.0, 1.0)), 1.0, 1.0])
     return Volume(
-        slices.transpose(1, 2, 0), affine, "HU" if modality == "CT" else "",
+        slices.transpose(1, 2, 0), affine, unit,
         {"modality": modality, "series_uid": header.text("SeriesInstanceUID")}, tuple(notes),
     )  # fmt: skip

@@ -4,8 +4,9 @@ What is refused, by the name that :class:`DicomError` carries: ``other_patient``
 ``other_modality``, ``several_series``, ``no_images``, ``same_uid``, ``same_position``, ``stacks``,
 ``planes``, ``other_orientation``, ``other_size``, ``other_spacing``, ``other_frame_of_reference``,
 ``missing_slice``, ``uneven_spacing``, ``shifted``, ``no_geometry``, ``bad_orientation``,
-``bad_spacing``, ``bad_number``, ``bits``, ``colour``, ``too_large``, ``frames``, ``truncated``,
-``no_pixels``, ``no_decoder``, ``undecodable``, ``broken_header``, ``not_dicom``.
+``bad_spacing``, ``bad_number``, ``no_rescale``, ``other_unit``, ``modality_lut``, ``bits``,
+``colour``, ``too_large``, ``frames``, ``truncated``, ``no_pixels``, ``no_decoder``,
+``undecodable``, ``broken_header``, ``not_dicom``.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medkit.dicom.errors import DicomError
 from medkit.dicom.frames import STACKS, Frame, frames_of
-from medkit.dicom.grid import Grid, arrange, normal_of
+from medkit.dicom.grid import arrange, normal_of
 from medkit.dicom.header import Header, read_header
+from medkit.dicom.notes import provenance, remarks, unit_of
 from medkit.dicom.pixels import AIR_HU, read_slices
 from medkit.dicom.resampling import at_equal_steps, sheared_back
 from medkit.dicom.volume import Volume
@@ -297,11 +298,26 @@ def _volume(
     frames: Sequence[Frame], notes: Sequence[str], resample: bool, max_gap: int, deshear: bool
 ) -> Volume:
     grid = arrange(frames, resample=resample, max_gap=max_gap)
-    ct = grid.frames[0].header.text("Modality") == "CT"
-    air = AIR_HU if ct else 0.0
+    bare = [frame for frame in grid.frames if not frame.rescaled]
+    if 0 < len(bare) < len(grid.frames):
+        raise bare[0].bad(
+            "no_rescale",
+            "all slices of a stack must have RescaleSlope and RescaleIntercept, or none; this one "
+            f"has none, as {len(bare)} of {len(grid.frames)}",
+        )
+    unit = unit_of(grid.frames[0].header)
+    several = len({frame.header.values.get("RescaleType") for frame in grid.frames}) > 1
+    other = [frame for frame in grid.frames if several and unit_of(frame.header) != unit]
+    if other:
+        raise other[0].bad(
+            "other_unit",
+            f"the slices of a stack must be in one unit, here {unit or 'none'}; by RescaleType "
+            f"this one is in {unit_of(other[0].header) or 'none'}",
+        )
+    air = AIR_HU if unit == "HU" else 0.0
     slices = np.empty((len(grid.frames), grid.frames[0].rows, grid.frames[0].columns), np.float32)
     padding = read_slices(grid.frames, slices, air=air)
-    notes = [*notes, *grid.notes, *_said(grid, ct)]
+    notes = [*notes, *grid.notes, *remarks(grid, slices)]
     if padding.declared:
         notes.append(f"{padding.declared:,} padded pixels set to {air:g}")
     affine = grid.affine
@@ -313,61 +329,10 @@ def _volume(
     return Volume(
         array=slices.transpose(1, 2, 0),
         affine=affine,
-        unit="HU" if ct else grid.frames[0].header.text("RescaleType"),
-        provenance=_provenance(grid, padding.declared),
+        unit=unit,
+        provenance=provenance(grid, padding.declared),
         notes=tuple(notes),
     )
-
-
-def _said(grid: Grid, ct: bool) -> list[str]:
-    """Return what a reader should know of the headers."""
-    headers = [frame.header for frame in grid.frames]
-    notes = []
-
-    def all_say(name: str) -> set[bytes]:
-        return {header.values.get(name, b"").strip(b" \0") for header in headers}
-
-    if ct and not all(frame.rescaled for frame in grid.frames):
-        notes.append("no RescaleSlope and RescaleIntercept: stored values are taken as HU")
-    if len({(frame.slope, frame.intercept) for frame in grid.frames}) > 1:
-        notes.append("slope and intercept differ from slice to slice: each its own")
-    for name in ("PixelRepresentation", "BitsStored"):
-        if len({header.values.get(name) for header in headers}) > 1:
-            notes.append(f"{name} differs from slice to slice: each decoded by its own")
-    if b"MONOCHROME1" in all_say("PhotometricInterpretation"):
-        notes.append("MONOCHROME1 is how to show it: stored values are not inverted")
-    if any(said.isdigit() and int(said) > len(headers) for said in all_say("ImagesInAcquisition")):
-        notes.append("ImagesInAcquisition says more slices than there are: an end may be missing")
-    numbers = [int(said) for said in all_say("InstanceNumber") if said.lstrip(b"-").isdigit()]
-    if len(numbers) == len(headers) and max(numbers) - min(numbers) >= len(numbers):
-        notes.append("instance numbers have gaps: slices may be missing at an end")
-    return notes
-
-
-def _provenance(grid: Grid, padded: int) -> dict[str, Any]:
-    header = grid.frames[0].header
-    return {
-        "series_uid": header.text("SeriesInstanceUID"),
-        "modality": header.text("Modality"),
-        "vendor": header.text("Manufacturer"),
-        "model": header.text("ManufacturerModelName"),
-        "kernel": header.text("ConvolutionKernel"),
-        "kvp": _lenient(header, "KVP"),
-        "thickness_mm": _lenient(header, "SliceThickness"),
-        "patient_position": header.text("PatientPosition"),
-        "transfer_syntax": header.syntax,
-        "slices": len(grid.frames),
-        "tilt_degrees": round(grid.tilt_degrees, 3),
-        "padded_pixels": padded,
-    }
-
-
-def _lenient(header: Header, name: str) -> float | None:
-    """Return a number that no voxel depends on; None where it is none."""
-    try:
-        return header.number(name)
-    except DicomError:
-        return None
 
 
 def _few(paths: Iterable[str]) -> str:

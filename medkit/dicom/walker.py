@@ -102,6 +102,8 @@ def _walk(data: bytes, wanted: Mapping[int, str], whole: bool) -> Walked:
         group = tag & 0xFFFF
         if size == _UNDEFINED:
             at = _behind_sequence(data, start, explicit, steps)
+            if tag in wanted:
+                spans[wanted[tag]] = start, start  # that it is there
             continue
         at = start + size
         if tag in wanted:

@@ -111,7 +111,10 @@ def _note(truth: Truth, series: ChestSeries, own: str) -> None:
             found = {f"coord{axis}": row[f"found_{axis.lower()}_mm"] for axis in "XYZ"}
             of = {"site": series.site, "patient_id": series.patient_id, "exam": series.name}
             size = {"diameter_mm": row["diameter_mm"]}
-            truth.candidates.append(at | found | {"class": y} | of | {"kind": row["kind"]} | size)
+            known = {"air_hu": series.air_hu, "muscle_hu": series.muscle_hu}
+            truth.candidates.append(
+                at | found | {"class": y} | of | {"kind": row["kind"]} | size | known
+            )
             if y:
                 true = {f"coord{axis}": row[f"{axis.lower()}_mm"] for axis in "XYZ"}
                 more = {"kind": row["kind"], "density_hu": row["density_hu"], "where": row["where"]}

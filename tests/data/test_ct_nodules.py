@@ -367,3 +367,32 @@ def test_each_patch_is_changed_by_its_own_draws() -> None:
     seen = another_scanner(ramp)
     assert len({round(float(one.mean()), 4) for one in seen}) == 16
     assert len({round(float(one.std()), 2) for one in seen}) > 8
+
+
+def test_the_shipped_series_become_patches_of_three_hospitals(tmp_path: Path) -> None:
+    samples = Path(__file__).resolve().parents[2] / "data_samples" / "ct_nodules"
+    dm = NoduleDataModule(
+        str(samples / "candidates.csv"),
+        str(samples),
+        annotations_csv=str(samples / "annotations.csv"),
+        cache_dir=str(tmp_path),
+        test_site="C",
+        val_fraction=0.5,
+    )
+    dm.setup()
+    assert dm.store is not None
+    table = dm.store.table
+    assert dm.sites == ["A", "B", "C"]
+    assert dm.lost == {}
+    assert table["y"].sum() == table.loc[table["y"] == 1, "diameter_mm"].notna().sum() == 8
+    # a solid nodule is denser than the lung around it, a granuloma denser still
+    middle = np.asarray(dm.store.volume_hu)[:, 10:14, 10:14, 10:14].mean(axis=(1, 2, 3))
+    around = np.median(np.asarray(dm.store.volume_hu), axis=(1, 2, 3))
+    solid = (table["kind"] == "solid").to_numpy()
+    assert (middle[solid] > around[solid] + 200).all()
+    assert float(dm.rows("test").x.max()) <= 1
+
+
+def test_without_air_and_muscle_the_reference_is_asked_for(archive: Path) -> None:
+    with pytest.raises(ValueError, match="needs columns air_hu and muscle_hu"):
+        from_series(archive, harmonise="reference")

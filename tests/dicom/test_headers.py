@@ -63,6 +63,8 @@ def test_a_known_layout_is_taken_only_where_every_length_is_the_same(tmp_path: P
     known = layouts.Layouts(header._WANTED)
     first = paths[0].read_bytes()
     assert known.read(first, whole=True) is not None
+    assert not known.known, "what is met once is not worth preparing for"
+    assert known.read(first, whole=True) is not None
     assert known.known[0].read(first) is not None
     at = first.index(b"\x18\0\x60\0DS") + 6  # KVP says it is two bytes longer
     longer = bytearray(first)

@@ -61,6 +61,28 @@ def test_padding_becomes_air_before_anything_else_and_is_counted(tmp_path: Path)
     assert f"{padded:,} padded pixels set to -1000" in volume.notes
 
 
+def test_padding_that_is_not_declared_is_left_and_said(tmp_path: Path) -> None:
+    datasets = phantom.phantom_series()
+    for dataset in datasets:
+        stored = np.frombuffer(dataset.PixelData, "<i2").reshape(dataset.Rows, -1).copy()
+        stored[:3] = -2000
+        dataset.PixelData = stored.tobytes()
+    phantom.write_series(tmp_path, datasets)
+    volume = read_series(tmp_path)
+    assert (volume.array[:3] == -3024).all()
+    assert any("padding that the header does not declare" in note for note in volume.notes)
+
+
+def test_a_ct_whose_numbers_are_no_hu_does_not_say_hu(tmp_path: Path) -> None:
+    datasets = phantom.phantom_series()
+    for dataset in datasets:
+        dataset.RescaleType = "MGML"  # iodine of a dual-energy scan
+    phantom.write_series(tmp_path, datasets)
+    volume = read_series(tmp_path)
+    assert volume.unit == "MGML"
+    assert "RescaleType is MGML: a CT whose numbers are no HU" in volume.notes
+
+
 def test_a_sheared_affine_is_flagged_and_sheared_back_on_demand(tmp_path: Path) -> None:
     CASES["gantry tilt"].write(tmp_path)
     tilted, straight = read_series(tmp_path), read_series(tmp_path, deshear=True)
