@@ -166,8 +166,8 @@ def _cut_into(
         out[rows] = np.clip(np.rint(np.nan_to_num(cut, nan=AIR_HU)), limits.min, limits.max)
     if not read:
         raise ValueError(
-            f"none of {len(names)} series could be read: {sorted(set(problem.tolist()))}. Read one by "
-            "itself with medkit.dicom.read_series to see why."
+            f"none of {len(names)} series could be read: {sorted(set(problem.tolist()))}. Read one "
+            "by itself with medkit.dicom.read_series to see why."
         )
     out.flush()
     table = files.table.assign(problem=problem)
