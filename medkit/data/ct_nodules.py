@@ -200,8 +200,17 @@ class NoduleDataModule(pl.LightningDataModule):
         self._correction = self._corrected(store, site, split.train)
 
     def train_dataloader(self) -> TableLoader:
-        """Return the training rows, drawn as asked for; a last, smaller batch is left out."""
+        """Return the training rows, drawn as asked for; a last, smaller batch is left out.
+
+        Raises:
+            ValueError: For fewer rows than a batch.
+        """
         _, split, fields = self._ready()
+        if len(split.train) < self.batch_size:
+            raise ValueError(
+                f"there must be a batch of training rows at least, {self.batch_size}; found "
+                f"{len(split.train)}. Pass a smaller batch_size, or more candidates."
+            )
         rows = torch.from_numpy(split.train)
         half = self.draws == "half positive"
         return TableLoader(

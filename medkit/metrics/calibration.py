@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isnan, pi, sqrt
+from math import exp, isnan, pi, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -178,6 +178,45 @@ def _mean_absolute(mean: Floats, sd: Floats) -> Floats:
     ratio = np.minimum(mean / np.where(sd > 0, sd, 1.0), 40.0)  # beyond it nothing is folded
     folded = sd * sqrt(2 / pi) * np.exp(-(ratio**2) / 2) + mean * (1 - 2 * ndtr(-ratio))
     return np.asarray(np.where((sd > 0) & (ratio < 40), folded, mean))
+
+
+def expected_over_observed(
+    y: ArrayLike,
+    prob: ArrayLike,
+    *,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+) -> Metric:
+    """Return how many label 1 the probabilities expect for each one there is; 1 is right.
+
+    The interval is symmetric on the log scale, with the variance of a ratio of sums over
+    independent rows (or patients). Where there is no label 1 it is NaN.
+
+    Args:
+        y: Labels 0 and 1, ``(N,)``.
+        prob: Probability of label 1, ``(N,)``.
+        level: Nominal coverage.
+        groups: Patient of each row, ``(N,)``.
+        strata: Site of each row, ``(N,)``.
+    """
+    name = "expected over observed"
+    labels, scores = labels_and_scores(y, prob)
+    probabilities(scores, name)
+    n, expected, observed = len(labels), float(scores.sum()), float(labels.sum())
+    if observed == 0:
+        return Metric(float("nan"), n=n, method=f"{name}; no row with label 1")
+    owner = None if groups is None else codes(groups, n, "groups")
+    stratum = None if strata is None else codes(strata, n, "strata")
+    value = expected / observed
+    if expected == 0:
+        return Metric(value, n=n, method=f"{name}; none is expected")
+    variance = variance_of_sum(scores / expected - labels / observed, owner, stratum)
+    if isnan(variance):
+        return Metric(value, n=n, method=f"{name}; {ALONE}")
+    factor = exp(two_sided(level) * sqrt(variance))
+    how = f"{name}, log scale{over(owner)}"
+    return Metric(value, value / factor, value * factor, level, n, method=how)
 
 
 def slope_and_intercept(

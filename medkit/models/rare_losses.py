@@ -1,8 +1,8 @@
 """Losses for a rare class, each with what puts the prior back into its logits.
 
-None replaces batches that are half positive on a fixed budget: on made-up nodules at 1:50, 500
-steps, AUROC at a new hospital is .93 with those, and .66, .76, .54 and .61 under cross entropy,
-focal loss, ``pos_weight`` and logit adjustment of rows as they come.
+None replaces batches that are half positive on a fixed budget: on made-up nodules at 1:50, after
+500 steps, AUROC at a new hospital is .93 with those, and .60 to .78 under any of these with rows as
+they come (notebook 09). With four times the steps plain cross entropy is there, too.
 """
 
 from __future__ import annotations

@@ -396,3 +396,9 @@ def test_the_shipped_series_become_patches_of_three_hospitals(tmp_path: Path) ->
 def test_without_air_and_muscle_the_reference_is_asked_for(archive: Path) -> None:
     with pytest.raises(ValueError, match="needs columns air_hu and muscle_hu"):
         from_series(archive, harmonise="reference")
+
+
+def test_fewer_rows_than_a_batch_are_refused(archive: Path) -> None:
+    dm = from_series(archive)
+    with pytest.raises(ValueError, match="a batch of training rows at least, 32; found 12"):
+        dm.train_dataloader()

@@ -9,7 +9,13 @@ from scipy.stats import bootstrap
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from medkit.metrics.calibration import brier, calibration_points, ece, slope_and_intercept
+from medkit.metrics.calibration import (
+    brier,
+    calibration_points,
+    ece,
+    expected_over_observed,
+    slope_and_intercept,
+)
 
 Floats = NDArray[np.float64]
 
@@ -207,3 +213,28 @@ def test_ece_interval_over_patients_ignores_copies_of_rows() -> None:
 def test_no_bins_are_refused() -> None:
     with pytest.raises(ValueError, match=r"bins must be at least 1, got 0\. 10 is usual"):
         ece([0, 1], [0.2, 0.7], bins=0)
+
+
+def test_twice_as_many_expected_as_observed_is_two() -> None:
+    assert expected_over_observed([1, 0, 0, 0], [0.8, 0.4, 0.4, 0.4]).value == pytest.approx(2)
+
+
+def test_expected_over_observed_interval_is_close_to_a_bootstrap_over_patients() -> None:
+    draw = np.random.default_rng(3)
+    patient = np.repeat(np.arange(200), 5)
+    odds = np.repeat(draw.normal(-3, 1, 200), 5) + draw.normal(0, 0.5, 1000)
+    y, prob = (draw.random(1000) < expit(odds)).astype(float), expit(odds + 0.3)
+    got = expected_over_observed(y, prob, groups=patient)
+    of_patient = np.bincount(patient, prob), np.bincount(patient, y)
+    ratio = bootstrap(
+        of_patient, lambda p, o: p.sum() / o.sum(), vectorized=False, paired=True,
+        method="percentile", n_resamples=2000, rng=draw,
+    ).confidence_interval  # fmt: skip
+    assert got.low == pytest.approx(ratio.low, rel=0.04)
+    assert got.high == pytest.approx(ratio.high, rel=0.04)
+
+
+def test_expected_over_observed_without_a_positive_is_no_number() -> None:
+    got = expected_over_observed([0, 0], [0.1, 0.2])
+    assert np.isnan(got.value)
+    assert "no row with label 1" in got.method
