@@ -363,7 +363,7 @@ class NoduleDataModule(pl.LightningDataModule):
                 )
             measured = (store.table[n].to_numpy(np.float64) for n in ("air_hu", "muscle_hu"))
             scale, offset = correction(*measured)
-            unknown = int((scale == 1).sum())
+            unknown = int(((scale == 1) & (offset == 0)).sum())
             if unknown:
                 _log.warning("%d candidates without air and muscle stay as they are", unknown)
         elif self.harmonise == "site":
