@@ -43,9 +43,10 @@ def another_scanner(hu: Tensor, *, spacing_mm: float = 1.0, strength: float = 1.
     """Return patches as other scanners might have shown them.
 
     Values move by up to 40 HU and 4 %; half are blurred (sd 0.3 to 1 mm), half get noise of up to
-    60 HU, half of that smoothed, and a third get slices of 2 to 5 mm along the last axis. What
-    it is worth at a hospital that was not trained on depends on the data: AUROC .931 with and .887
-    without it on a prototype of the kit's made-up hospitals, .00 to .01 on two seeds of notebook 08.
+    60 HU, half of that smoothed, and a third get slices of 2 to 5 mm along the last axis. What it
+    is worth at a hospital that was not trained on depends on the data: AUROC .931 with and .887
+    without it on a prototype of the kit's made-up hospitals, .00 to .01 on two seeds of notebook
+    08.
 
     Args:
         hu: float32 ``(B, S, S, S)`` [HU]; it is changed.
