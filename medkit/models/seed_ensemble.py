@@ -129,8 +129,17 @@ class SeedEnsemble(LeanModule):
             solo: Such as ``warm_classifier`` makes.
             seeds: One a member.
             **settings: More arguments: ``stage``, ``best_epoch``.
+
+        Raises:
+            ValueError: For another loss than cross entropy.
         """
-        return cls(**dict(solo.hparams), seeds=seeds, **settings)
+        if solo.loss_name != "cross entropy":
+            raise ValueError(
+                f"members are trained by cross entropy, and this module by {solo.loss_name!r}. "
+                "Train it once a seed, a process each: medkit sweep."
+            )
+        hyper = {k: v for k, v in solo.hparams.items() if k not in ("loss", "prior")}
+        return cls(**hyper, seeds=seeds, **settings)
 
     def setup(self, stage: str) -> None:
         """Refuse to share members among processes; forget a fit that was stopped in the middle."""

@@ -310,3 +310,10 @@ def test_processes_take_seeds_of_their_own() -> None:
     lit._fabric = None
     with pytest.raises(ValueError, match="seeds of its own"):
         lit.setup("fit")
+
+
+def test_a_module_with_a_loss_of_its_own_is_refused() -> None:
+    net = ("medkit.models.nets:mlp", {"inputs": 5})
+    assert SeedEnsemble.of(LitClassifier(*net), range(2)).seeds == (0, 1)
+    with pytest.raises(ValueError, match=r"by cross entropy, and this module by 'focal'.*sweep"):
+        SeedEnsemble.of(LitClassifier(*net, loss="focal"), range(2))
