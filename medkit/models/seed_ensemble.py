@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -122,7 +122,7 @@ class SeedEnsemble(LeanModule):
         self._train_weight = 0.0
 
     @classmethod
-    def of(cls, solo: LitClassifier, seeds: Sequence[int], **settings: Any) -> SeedEnsemble:
+    def of(cls, solo: LitClassifier, seeds: Sequence[int], **settings: Any) -> Self:
         """Train what ``solo`` would be, by many seeds; its own weights do not matter.
 
         Args:

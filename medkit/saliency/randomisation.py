@@ -112,17 +112,17 @@ def randomisation_test(
     Raises:
         ValueError: Where nothing is left to randomise, or ``draws`` is too few.
     """
-    groups, kept = _weights(model, keep)
+    groups, kept = weights_of(model, keep)
     trained = _numbers(explain(model, x))
     names = [name for group in groups for name in group[1]]
-    last = [_numbers(explain(_randomised(model, names, seed, draw), x)) for draw in range(draws)]
+    last = [_numbers(explain(randomised(model, names, seed, draw), x)) for draw in range(draws)]
     verdict = compare(trained, last, alpha=alpha, seed=seed)
     stages: list[Stage] = []
     if cascade:
         done: list[str] = []
         for module, tensors in groups:
             done += tensors
-            shares = _numbers(explain(_randomised(model, done, seed, 0), x))
+            shares = _numbers(explain(randomised(model, done, seed, 0), x))
             alike = abs(float(_products(trained, shares).sum()))
             stages.append(Stage(module or type(model).__name__, alike))
     return replace(verdict, randomised=tuple(names), kept=kept, cascade=tuple(stages))
@@ -218,7 +218,7 @@ def _signed_ranks(shares: Floats) -> Floats:
     return np.asarray(ranks / np.where(size > 0, size, 1))
 
 
-def _weights(
+def weights_of(
     model: nn.Module, keep: Collection[str]
 ) -> tuple[list[tuple[str, list[str]]], tuple[str, ...]]:
     """Return the tensors that carry weights, by module from the output down; and the others."""
@@ -248,7 +248,7 @@ def _weights(
     return groups, tuple(kept)
 
 
-def _randomised(model: Net, names: Sequence[str], seed: int, draw: int) -> Net:
+def randomised(model: Net, names: Sequence[str], seed: int, draw: int) -> Net:
     """Return a copy whose tensors are normal draws of the same root mean square, either sign."""
     other = copy.deepcopy(model)
     tensors = dict(other.named_parameters()) | dict(other.named_buffers())

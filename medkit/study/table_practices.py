@@ -179,8 +179,7 @@ def _fit(recipe: TableRecipe, dm: EHRDataModule, seeds: Sequence[int], *, stage:
     apart = [seed * recipe.members + k for seed in seeds for k in range(recipe.members)]
     # members are stacked from two on, and do not depend on who the others are
     together = apart if len(apart) > 1 else [*apart, apart[0] + 1]
-    hyper = dict(recipe.net(dm).hparams)
-    members = WatchedMembers(**hyper, seeds=together, stage=stage, best_epoch=recipe.best_epoch)
+    members = WatchedMembers.of(recipe.net(dm), together, stage=stage, best_epoch=recipe.best_epoch)
     total = recipe.epochs * dm.batches_per_epoch
     steps = np.unique(np.linspace(0, total, recipe.looks + 1).round().astype(np.int64)[1:])
     rows = {part: dm.rows(part).x for part in ("val", "test")}
