@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from medkit.saliency.overlay import LUNG_HU, montage, overlay, save_montage
+from medkit.saliency.volume_maps import VolumeMaps
+
+HU = torch.linspace(-1000, 400, 3 * 12 * 12 * 6).view(3, 1, 12, 12, 6)
+
+
+def maps(*, signed: bool = True) -> VolumeMaps:
+    values = torch.zeros(3, 12, 12, 6)
+    values[:, 4, 5, 2] = torch.tensor([2.0, -1.0, 0.5])
+    return VolumeMaps(values, "made", "logit", signed, verdict="do not use made: it fails")
+
+
+def test_the_slice_with_the_largest_value_is_drawn_in_millimetres_and_in_the_window() -> None:
+    ax = Figure().subplots()
+    colours = overlay(ax, HU[0, 0], maps().values[0], spacing_mm=(0.5, 2.0, 5.0))
+    ct, painted = ax.images
+    np.testing.assert_array_equal(np.asarray(ct.get_array()), HU[0, 0, :, :, 2])
+    assert ct.get_clim() == LUNG_HU
+    assert ct.get_extent() == [0, 24, 6, 0]
+    assert colours.get_clim() == (-2, 2)
+    alpha = np.asarray(painted.get_array())[..., 3]
+    assert alpha[4, 5] == pytest.approx(0.75)
+    assert (alpha > 0).sum() == 1  # what the map says nothing of stays CT
+    assert [text.get_text() for text in ax.texts] == ["5 mm"]
+
+
+def test_maps_without_a_sign_have_a_scale_from_zero() -> None:
+    ax = Figure().subplots()
+    colours = overlay(ax, HU[0, 0], maps().values[0], signed=False, index=3)
+    assert colours.get_clim() == (0, 2)
+    assert colours.get_cmap().name == "cividis"
+
+
+def test_a_montage_has_one_scale_its_unit_and_the_verdict() -> None:
+    figure = Figure(figsize=(8, 3))
+    drawn = montage(figure, HU, maps(), titles=["a", "b", "c"], columns=2)
+    assert [ax.get_title() for ax in drawn] == ["a", "b", "c"]
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "made [logit]"
+    assert bar.get_ylim() == (-2, 2)
+    assert "do not use made: it fails" in figure.get_suptitle().replace("\n", " ")
+
+
+@pytest.mark.parametrize("end", ["png", "svg"])
+def test_a_montage_is_saved(tmp_path: Path, end: str) -> None:
+    path = save_montage(tmp_path / "figures" / f"maps.{end}", HU, maps())
+    assert path.stat().st_size > 5_000
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    ax = Figure().subplots()
+    with pytest.raises(ValueError, match=r"got \(12, 12, 6\), \(12, 12, 5\) and slice None"):
+        overlay(ax, HU[0, 0], maps().values[0][..., :5])
+    with pytest.raises(ValueError, match="slice 6"):
+        overlay(ax, HU[0, 0], maps().values[0], index=6)
+    with pytest.raises(ValueError, match=r"must be as many; got .* and 1 titles"):
+        montage(Figure(), HU, maps(), titles=["a"])
