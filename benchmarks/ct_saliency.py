@@ -38,7 +38,7 @@ from monai.networks.nets import resnet18
 from numpy.typing import NDArray
 from report import Report
 from torch import Tensor, nn
-from trainer_overhead import in_turn, median_interval
+from trainer_overhead import in_turn, keep_freed_memory, median_interval
 
 from medkit import keyed
 from medkit.data.ct_augment import another_scanner, symmetries
@@ -94,6 +94,7 @@ def main() -> int:
     short = report.quick
     memory(report, "resnet18", VolumeNet(resnet, window), 24 if short else 32, 2 if short else 6)
     memory(report, "candidate_net", VolumeNet(small, window), 24, 100)
+    keep_freed_memory()
 
     each = 1500 if report.quick else 3000
     data = make_candidates(
