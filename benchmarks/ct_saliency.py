@@ -45,10 +45,9 @@ from medkit.data.ct_augment import another_scanner, symmetries
 from medkit.metrics.discrimination import auroc
 from medkit.models.ct_net import CandidateNet
 from medkit.saliency.cam import grad_cam
-from medkit.saliency.checks import Explain, examine
+from medkit.saliency.checks import Explain, examine, random_net
 from medkit.saliency.map_scores import energy, mean_of, overlap, pointing_game, spheres
 from medkit.saliency.occlusion import occlusion
-from medkit.saliency.randomisation import randomised, weights_of
 from medkit.saliency.volume_maps import VolumeMaps
 from medkit.saliency.volume_net import VolumeNet
 from medkit.saliency.volumes import gradient_shap, integrated_gradients, smooth_gradients
@@ -316,8 +315,7 @@ def checked(
         bar = 1.0 if name in USABLE and not report.quick else None
         report.share(f"usable/{name}", sum(passed), tested, at_least=bar)
         of = VolumeNet(nets[0], window)
-        tensors = [tensor for group in weights_of(of.net, ())[0] for tensor in group[1]]
-        blind = VolumeNet(randomised(of.net, tensors, 0, 0), window)
+        blind = random_net(of)
         for where, hu, there in (("middle", nodules, mask), ("off_middle", moved, off)):
             maps = explain(of, hu)
             hit, chance = (pointing_game(m, there) for m in (maps, explain(blind, hu)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,6 +37,12 @@ class VolumeMaps:
 
     def __str__(self) -> str:
         return f"{self.method} of {len(self.values)} volumes [{self.unit}]; {self.verdict}"
+
+    def take(self, rows: Sequence[int] | Tensor) -> VolumeMaps:
+        """Return the maps of some of the volumes, such as ``range(6)``, or where a mask is True."""
+        at = torch.as_tensor(rows)
+        delta, nodes = (None if one is None else one[at] for one in (self.delta, self.nodes))
+        return replace(self, values=self.values[at], delta=delta, nodes=nodes)
 
     def in_blocks(self, side: int) -> VolumeMaps:
         """Return maps whose voxels hold the mean of their block of ``side`` voxels each way.

@@ -16,6 +16,7 @@ from medkit.saliency.checks import (
     MapVerdict,
     cascade,
     examine,
+    random_net,
     randomisation_checks,
     stability_check,
     usable,
@@ -134,6 +135,7 @@ def test_the_input_shown_as_a_map_fails_even_where_it_points_at_the_balls(
     assert pointing_game(show_input(VolumeNet(nets[0], window), balls[0]), balls[1]).value == 1
     bad = [check.name for check in found.checks if not check.passed]
     assert bad[0] == "likeness to nets with random weights"
+    assert "likeness to other seeds, beyond nets with random weights" in bad  # 1e-17 is not above 0
     assert "pointing game, beyond random nets" in bad
     assert "they show its input, not its reasons" in str(found)
 
@@ -147,6 +149,24 @@ def test_the_verdict_goes_with_the_maps(
     verdict = examine(show_input, of, balls[0])
     assert str(verdict.on(maps)).endswith(str(verdict))
     assert "do not use the input: likeness to nets with random weights 1.00" in str(verdict)
+
+
+def test_a_random_net_has_weights_of_the_trained_ones_size_and_nothing_else_of_them(
+    nets: list[nn.Module],
+) -> None:
+    of = VolumeNet(nets[0], window, baseline_hu=-900)
+    blind = random_net(of, 1, seed=3)
+    assert (blind.window, blind.baseline_hu) == (window, -900)
+    known, drawn = (dict(one.net.state_dict()) for one in (of, blind))
+    large = [name for name, one in known.items() if one.numel() > 400]
+    for name in large:
+        assert abs(np.corrcoef(known[name].flatten(), drawn[name].flatten())[0, 1]) < 0.2
+        sizes = [float(one.square().mean()) for one in (known[name], drawn[name])]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.3)
+    assert large
+    again, another = (random_net(of, draw, seed=3).net.state_dict() for draw in (1, 2))
+    assert torch.equal(again[large[0]], drawn[large[0]])
+    assert not torch.equal(another[large[0]], drawn[large[0]])
 
 
 def test_nothing_checked_is_not_passed() -> None:

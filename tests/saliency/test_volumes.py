@@ -174,6 +174,15 @@ def test_blocks_hold_means_and_shares_still_add_up(net: nn.Module, volumes: Tens
     assert blocks.method == "integrated gradients in blocks of 3 voxels"
 
 
+def test_some_of_the_maps_keep_their_residual_and_verdict(net: nn.Module, volumes: Tensor) -> None:
+    maps = integrated_gradients(VolumeNet(net, window), volumes)
+    for rows in (range(1, 3), torch.arange(len(volumes)) % 3 > 0):
+        some = maps.take(rows)
+        assert torch.equal(some.values, maps.values[1:3])
+        assert torch.equal(some.residual(), maps.residual()[1:3])
+        assert (some.method, some.verdict) == (maps.method, maps.verdict)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_maps_do_not_hang_on_the_global_generator_or_their_neighbours(
     net: nn.Module, volumes: Tensor, name: str
