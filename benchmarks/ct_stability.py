@@ -38,12 +38,12 @@ from medkit.study.outcomes import Outcome
 from medkit.study.study import Study
 from medkit.synth.chest_ct import DIFFICULTY, SITES, read_candidates, write_candidates
 
-DRAWS, SEEDS, OUTSIDE = (0, 1), 10, "C"
+DRAWS, SEEDS, SPREAD_SEEDS, OUTSIDE = (0, 1), 10, 20, "C"
 LONGER, LONG_SEEDS, SITE_SEEDS, BROKEN_SEEDS = 4, 3, 5, 4
 BROKEN_SHARE = 0.005
 PLAIN: dict[str, Any] = {
     "reference": False, "schedule": "constant", "ema": None, "draws": "shuffled",
-    "quarantine": False,
+    "quarantine": False, "turns": False,
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "naive": PLAIN | {"intensity": "raw", "augment": "none"},
@@ -59,6 +59,7 @@ TWO_BY_TWO: dict[str, dict[str, Any]] = {
     "recipe without the exam's reference": {"reference": False},
     "recipe without EMA": {"ema": None},
     "recipe without warm-up and cosine": {"schedule": "constant"},
+    "recipe without the mean over turns": {"turns": False},
 }
 
 
@@ -71,28 +72,41 @@ def main() -> int:
         draws = DRAWS[:1] if quick else DRAWS
         main_arms: list[Outcome] = []
         for draw in draws:
-            main_arms += trained(folder, draw, "arms", ARMS, seeds=3 if quick else SEEDS, q=quick)
+            main_arms += trained(
+                folder, draw, "arms", ARMS, seeds=range(3 if quick else SEEDS), q=quick
+            )
         tell_arms(report, main_arms)
+        for draw in draws:  # a spread's interval is narrower for more seeds
+            more = range(3, 4) if quick else range(SEEDS, SPREAD_SEEDS)
+            found = trained(folder, draw, "spread", {"recipe": {}}, seeds=more, q=quick)
+            found += [o for o in main_arms if o.recipe == "recipe" and o.split_seed == draw]
+            spread = late_spread([one.curves["val/auroc"] for one in found])
+            show(
+                report, f"spread/recipe/late_draw{draw}_{len(found)}_seeds", spread,
+                at_most=8.0, on_limit=True,
+            )  # fmt: skip
         sites = []
         for draw in draws:
             sites += trained(
                 folder, draw, "sites", {"recipe": {}, "naive": ARMS["naive"]},
-                seeds=2 if quick else SITE_SEEDS, sites=["A", "B"], q=quick,
+                seeds=range(2 if quick else SITE_SEEDS), sites=["A", "B"], q=quick,
             )  # fmt: skip
         tell_sites(report, [*sites, *(one for one in main_arms if one.recipe == "recipe")])
         tell_broken(report, folder, draws[0], quick)
-        few = trained(folder, draws[0], "practices", TWO_BY_TWO, seeds=2 if quick else 3, q=quick)
+        few = trained(
+            folder, draws[0], "practices", TWO_BY_TWO, seeds=range(2 if quick else 3), q=quick
+        )
         tell_practices(report, few, main_arms)
         if not quick:
             longer = {name: arm | {"steps": 500 * LONGER} for name, arm in ARMS.items()}
-            found = trained(folder, draws[0], "longer", longer, seeds=LONG_SEEDS, q=False)
+            found = trained(folder, draws[0], "longer", longer, seeds=range(LONG_SEEDS), q=False)
             for name in longer:
                 show(report, f"longer/{LONGER}x_steps_{name}/auroc", aurocs(found, name))
     return report.finish()
 
 
 def trained(
-    folder: Path, draw: int, name: str, arms: dict[str, dict[str, Any]], *, seeds: int,
+    folder: Path, draw: int, name: str, arms: dict[str, dict[str, Any]], *, seeds: range,
     sites: Sequence[str] = (OUTSIDE,), q: bool,
 ) -> list[Outcome]:  # fmt: skip
     """Train arms on one draw of hospitals, those that are not there yet."""
@@ -102,7 +116,7 @@ def trained(
         write_candidates(data, seed=draw, sites=few, difficulty=DIFFICULTY)
     common = {"folder": str(data), "steps": 120 if q else 500}
     recipes = {arm: common | settings for arm, settings in arms.items()}
-    study = Study(folder / f"{name}{draw}", recipes, seeds=range(seeds), sites=list(sites))
+    study = Study(folder / f"{name}{draw}", recipes, seeds=seeds, sites=list(sites))
     study.run(image_practices.train, jobs=len(os.sched_getaffinity(0)), seeds_per_job=1)
     # other draws are other patients: other cells, whose patients are independent
     return [replace(one, split_seed=draw, site=f"{one.site}{draw}") for one in study.outcomes]
@@ -120,9 +134,7 @@ def tell_arms(report: Report, found: list[Outcome]) -> None:
         show(report, f"outside/{name}/auprc", mean_over_seeds(ap))
         for draw in sorted({one.split_seed for one in own}):
             curves = [o.curves["val/auroc"] for o in own if o.split_seed == draw]
-            spread = late_spread(curves)
-            bar = {"at_most": 8.0, "on_limit": True} if name == "recipe" else {}
-            show(report, f"spread/{name}/late_draw{draw}", spread, **bar)
+            show(report, f"spread/{name}/late_draw{draw}_{len(curves)}_seeds", late_spread(curves))
         curves = [one.curves["val/auroc"] for one in own]
         bar = {"at_most": 3.0} if name == "recipe" else {}
         show(report, f"spread/{name}/jitter_in_a_run", jitter(curves, last=0.5, chance=0.5), **bar)

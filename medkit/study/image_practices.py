@@ -46,6 +46,7 @@ PRACTICES = (
     Practice("exam reference", on={"reference": True}, off={"reference": False}),
     Practice("warm-up and cosine", on={"schedule": "cosine"}, off={"schedule": "constant"}),
     Practice("EMA 0.98", on={"ema": 0.98}, off={"ema": None}),
+    Practice("mean over turns", on={"turns": True}, off={"turns": False}),
     Practice("gradient clip 1.0", on={"clip": 1.0}, off={"clip": None}, used=False),
     Practice("best epoch", on={"best_epoch": True}, off={"best_epoch": False}, used=False),
     Practice("GroupNorm", on={"norm": "group"}, off={"norm": "batch"}, used=False),
@@ -199,10 +200,12 @@ def _train_one(recipe: ImageRecipe, split_seed: int, site: str, seed: int) -> Ou
 
 def _module(recipe: ImageRecipe, logit_shift: float, seed: int) -> LitClassifier:
     cosine = recipe.schedule == "cosine"
+    net: tuple[str, dict[str, Any]] = ("medkit.models.ct_net:CandidateNet", {"norm": recipe.norm})
+    if recipe.turns:
+        net = "medkit.models.views:MeanOverTurns", {"net": net[0], "net_args": net[1]}
     with keyed.globals_keyed(seed, "init", "fit"):
         return LitClassifier(
-            "medkit.models.ct_net:CandidateNet",
-            {"norm": recipe.norm},
+            *net,
             total_steps=recipe.steps if cosine else None,
             lr=3e-3 if cosine else 1e-3,
             warmup=0.1,

@@ -32,6 +32,8 @@ class ImageRecipe:
         norm: Of the net: "batch", or "group".
         clip: Largest norm of the gradient; None: any.
         ema: Decay of an average of the weights, BatchNorm's statistics copied; None: none.
+        turns: Answer with the mean over four turns of a patch
+            (:class:`~medkit.models.views.MeanOverTurns`).
         best_epoch: Take the look of highest validation AUROC, not the last.
         steps: Of the training.
         batch_size: Rows a step.
@@ -49,6 +51,7 @@ class ImageRecipe:
     norm: str = "batch"
     clip: float | None = None
     ema: float | None = 0.98
+    turns: bool = True
     best_epoch: bool = False
     steps: int = 500
     batch_size: int = 32

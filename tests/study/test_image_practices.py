@@ -80,6 +80,12 @@ def test_each_switch_changes_what_is_trained(
     assert other.checked().status == "done"
 
 
+def test_turns_are_of_the_answer_and_not_of_the_training(folder: str, usual: Outcome) -> None:
+    (once,) = end(folder, turns=False)
+    assert once.weights_sha256 == usual.weights_sha256
+    assert not np.array_equal(scores(once), scores(usual))
+
+
 def test_the_best_look_is_kept_where_that_is_asked_for(folder: str) -> None:
     settings = {"steps": 12, "every": 1, "schedule": "constant", "augment": "none"}
     last, best = (end(folder, **settings, best_epoch=yes)[0] for yes in (False, True))
@@ -94,6 +100,7 @@ def test_the_recipe_is_the_default_and_the_start_is_a_plain_script(folder: str) 
     assert ImageRecipe.of(arms["recipe"]) == ImageRecipe(folder=folder)
     start = ImageRecipe.of(arms["start"])
     plain = {"draws": "shuffled", "augment": "none", "intensity": "raw", "reference": False}
+    plain |= {"turns": False}
     assert start == ImageRecipe(folder=folder, schedule="constant", ema=None, **plain)  # type: ignore[arg-type]
     pair = "balanced draws and augmentation"
     both = ImageRecipe.of(arms[f"start with {pair}"])
