@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -113,6 +114,35 @@ def pointing_game(maps: VolumeMaps, mask: Tensor, *, groups: ArrayLike | None = 
     hit = hits(maps, mask)
     owner = None if groups is None else codes(groups, len(hit), "groups")
     return share(hit, np.ones(len(hit)), "highest voxel in the nodule", level=0.95, owner=owner)
+
+
+def localisation(
+    maps: Sequence[VolumeMaps], mask: Tensor, *, groups: ArrayLike | None = None
+) -> dict[str, Metric]:
+    """Return how well maps of the same volumes by one net or more lie on what is known.
+
+    Several random nets say more of chance than one does.
+
+    Args:
+        maps: By each net.
+        mask: Where the nodule is, bool ``(B, H, W, D)``.
+        groups: Exam of each volume.
+
+    Returns:
+        ``hits``, the pointing game with Wilson's interval; ``energy`` and ``overlap``, bootstrap
+        over exams. Means over nets and volumes; n counts volumes.
+    """
+    n = len(mask)
+    owner = np.arange(n) if groups is None else codes(groups, n, "groups")
+    hit = np.concatenate([hits(one, mask) for one in maps])
+    played = share(
+        hit, np.ones(len(hit)), "pointing game", level=0.95, owner=np.tile(owner, len(maps))
+    )
+    found = {"hits": replace(played, n=n)}
+    for name, score in (("energy", energy), ("overlap", overlap)):
+        mean = np.mean([score(one, mask) for one in maps], axis=0)
+        found[name] = mean_of(mean, groups=groups)
+    return found
 
 
 def mean_of(values: Floats, *, groups: ArrayLike | None = None, unit: str = "") -> Metric:

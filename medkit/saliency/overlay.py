@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medkit.saliency.volume_maps import VolumeMaps
@@ -128,6 +128,53 @@ def montage(
     said = f"{maps}; CT from {window_hu[0]:g} to {window_hu[1]:g} HU"
     figure.suptitle(fill(said, max(40, int(14 * figure.get_figwidth()))), fontsize="small")
     return grid[:count]
+
+
+def side_by_side(
+    figure: Figure,
+    volume_hu: ArrayLike | Tensor,
+    maps: Mapping[str, VolumeMaps],
+    *,
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    index: int | None = None,
+    window_hu: tuple[float, float] = LUNG_HU,
+) -> NDArray[np.object_]:
+    """Draw several maps of the same volumes on the given Figure: a row a volume, a column a map.
+
+    Units differ, so each map has the scale of its own volume: compare places, not sizes. Beside
+    a name stands how its verdict begins.
+
+    Args:
+        figure: Empty; about 1.8 by 1.9 inches a map read well.
+        volume_hu: ``(B, 1, H, W, D)`` [HU].
+        maps: Name -> maps of these volumes.
+        spacing_mm: Of their voxels.
+        index: Slice along the last axis; None: of each map the one with its largest value.
+        window_hu: Black and white [HU].
+
+    Returns:
+        Axes, ``(B, len(maps))``.
+
+    Raises:
+        ValueError: For no maps, or maps of other volumes.
+    """
+    hu = np.asarray(volume_hu)
+    found = {name: tuple(one.values.shape) for name, one in maps.items()}
+    if not found or any((shape[0], 1, *shape[1:]) != hu.shape for shape in found.values()):
+        raise ValueError(
+            f"each column needs maps of the volumes (B, 1, H, W, D), {hu.shape}; got {found}. "
+            "Explain these volumes, or take() the maps of some."
+        )
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(len(hu), len(maps), squeeze=False)
+    for column, (name, one) in enumerate(maps.items()):
+        for ax, volume, values in zip(grid[:, column], hu[:, 0], one.values, strict=True):
+            overlay(
+                ax, volume, values, spacing_mm=spacing_mm, index=index, window_hu=window_hu,
+                signed=one.signed,
+            )  # fmt: skip
+        grid[0, column].set_title(f"{name}\n{one.verdict.split(':')[0]}", fontsize="small")
+    return np.asarray(grid)
 
 
 def save_montage(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medkit import keyed
+from medkit.metrics.intervals import wilson
 from medkit.models.ct_net import CandidateNet
 from medkit.record.results import Metric
 from medkit.saliency.checks import (
@@ -26,6 +27,7 @@ from medkit.saliency.map_scores import (
     flat,
     hits,
     likeness,
+    localisation,
     mean_of,
     overlap,
     pointing_game,
@@ -237,6 +239,17 @@ def test_scores_against_a_mask_are_those_worked_by_hand() -> None:
     found = pointing_game(maps, mask)
     assert (found.value, found.n) == (pytest.approx(1 / 3), 3)
     assert 0 < (found.low or 0) < 1 / 3 < (found.high or 0) < 1
+
+
+def test_localisation_is_the_mean_over_nets_and_volumes() -> None:
+    mask = torch.tensor([[True, True, False, False]] * 2).view(2, 2, 2, 1)
+    right, wrong = maps_of([3, -1, 1, 0], [3, -1, 1, 0]), maps_of([0, 1, 2, 3], [0, 1, 2, 3])
+    found = localisation([right, right, wrong], mask, groups=["a", "b"])
+    expected = {"hits": 2 / 3, "energy": 2 / 3 * 3 / 4 + 1 / 18, "overlap": 2 / 9}
+    assert {name: one.value for name, one in found.items()} == pytest.approx(expected)
+    assert {one.n for one in found.values()} == {2}
+    always = localisation([right, right], mask)["hits"]  # two nets are not four nodules
+    assert (always.low, always.high) == (pytest.approx(wilson(2, 2, level=0.95)[0]), 1)
 
 
 def test_of_a_block_of_highest_voxels_the_middle_counts() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from medkit.saliency.overlay import LUNG_HU, montage, overlay, save_montage
-from medkit.saliency.volume_maps import VolumeMaps
+from medkit.saliency.overlay import LUNG_HU, montage, overlay, save_montage, side_by_side
+from medkit.saliency.volume_maps import NOT_CHECKED, VolumeMaps
 
 HU = torch.linspace(-1000, 400, 3 * 12 * 12 * 6).view(3, 1, 12, 12, 6)
 
@@ -50,6 +51,16 @@ def test_a_montage_has_one_scale_its_unit_and_the_verdict() -> None:
     assert "do not use made: it fails" in figure.get_suptitle().replace("\n", " ")
 
 
+def test_maps_side_by_side_keep_their_own_scale_and_say_what_their_verdict_begins_with() -> None:
+    other = replace(maps(signed=False), verdict=NOT_CHECKED)
+    drawn = side_by_side(Figure(figsize=(5, 6)), HU, {"A": maps(), "B": other}, index=2)
+    assert drawn.shape == (3, 2)
+    assert [ax.get_title() for ax in drawn[0]] == ["A\ndo not use made", "B\nnot checked"]
+    painted = [np.asarray(ax.images[1].get_array())[4, 5] for ax in drawn[0]]
+    assert [one[3] for one in painted] == pytest.approx([0.75, 0.75])
+    assert not np.allclose(painted[0], painted[1])  # one has a sign, the other none
+
+
 @pytest.mark.parametrize("end", ["png", "svg"])
 def test_a_montage_is_saved(tmp_path: Path, end: str) -> None:
     path = save_montage(tmp_path / "figures" / f"maps.{end}", HU, maps())
@@ -64,3 +75,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         overlay(ax, HU[0, 0], maps().values[0], index=6)
     with pytest.raises(ValueError, match=r"must be as many; got .* and 1 titles"):
         montage(Figure(), HU, maps(), titles=["a"])
+    with pytest.raises(ValueError, match=r"\(3, 1, 12, 12, 6\); got \{'A': \(2, 12, 12, 6\)\}"):
+        side_by_side(Figure(), HU, {"A": maps().take(range(2))})
+    with pytest.raises(ValueError, match=r"got \{\}"):
+        side_by_side(Figure(), HU, {})
