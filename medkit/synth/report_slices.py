@@ -130,7 +130,7 @@ def _scene(u: Floats, found: Sequence[Finding], depth_mm: float) -> Floats:
         radius = between(at + 3, 0.6, 1.3)
         _put(scene, _depth(y, x, between(at + 2, 14.0, 50.0), column, radius, radius), 0.0)
     for n, one in enumerate(found):
-        if one.size_mm is None or one.row is None or one.density is None:
+        if one.size_mm is None or one.row is None or one.column is None or one.density is None:
             continue
         square = (one.size_mm / 2) ** 2 - depth_mm * depth_mm
         if square > 0:
@@ -141,7 +141,7 @@ def _scene(u: Floats, found: Sequence[Finding], depth_mm: float) -> Floats:
 
 
 def _depth(
-    y: Floats, x: Floats, row: Floats | float | None, column: Floats | float | None,
+    y: Floats, x: Floats, row: Floats | float, column: Floats | float,
     tall: Floats | float, wide: Floats | float,
 ) -> Floats:  # fmt: skip
     """Return the depth in an ellipse [pixels], positive inside."""
