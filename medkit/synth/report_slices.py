@@ -125,8 +125,8 @@ def _scene(u: Floats, found: Sequence[Finding], depth_mm: float) -> Floats:
         _put(scene, _depth(y, x, 32.0, centre, between(14 + k, 22.0, 24.5), 9.5), lung)
     for k in range(_VESSELS):
         at = 16 + 4 * k
-        sign = np.where(u[:, at] < 0.5, -1.0, 1.0)[:, None, None]
-        column = 32 + sign * between(at + 1, 5.0, 19.0)
+        side = np.where(u[:, at] < 0.5, -1.0, 1.0)[:, None, None]
+        column = 32 + side * between(at + 1, 5.0, 19.0)
         radius = between(at + 3, 0.6, 1.3)
         _put(scene, _depth(y, x, between(at + 2, 14.0, 50.0), column, radius, radius), 0.0)
     for n, one in enumerate(found):
