@@ -5,7 +5,7 @@
 be seen. A nodule is scored by nets that saw none of its exam: five folds of exams, dealt anew for
 every seed. The net sees a slice with its neighbours as channels; a nodule's score is the mean
 logit of its slices (four flips each), weighted by the root of the area in the slice. Logistic
-regression on diameter and on 72 radiomics has the same folds, its penalty chosen inside them.
+regression on diameter and on 71 radiomics has the same folds, its penalty chosen inside them.
 Then the same net where folds are dealt slice by slice, and nodule by nodule, as scripts do.
 
 Intervals are for other exams: of an AUROC the bootstrap of exams (mean over seeds in each draw), of
@@ -68,7 +68,7 @@ TRIED = (
     "300 steps, seed 100: plain mean of slices .879, one slice as input .876, stacks of six .875;",
     "300 steps, both seeds, slices weighted: .877; mask as input .877, log mean .879, dropout .5",
     ".875, gain .4 .877, weight by area .878, weight decay .5 .876, MixUp .876; 600 steps .880,",
-    "and the log mean .881 (taken), and flips alone .880, and batches of 32 .880",
+    "and the log mean .881 (taken), and flips and quarter turns .880, and batches of 32 .880",
 )
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
