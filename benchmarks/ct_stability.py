@@ -175,7 +175,7 @@ def operating(report: Report, name: str, own: list[Outcome]) -> None:
         spec.append(point["specificity"].value)
         inside = np.clip(score, 1e-9, 1 - 1e-9)
         if np.ptp(logit(inside)) > 0:
-            slopes.append(slope_and_intercept(y, inside)["slope"].value)
+            slopes.append(slope_and_intercept(y, inside)[0].value)
         ratios.append(float(score.sum() / y.sum()))
     for what, values in (
         ("sensitivity_at_carried_threshold", sens), ("specificity_there", spec),
