@@ -8,8 +8,8 @@ logit of its slices (four flips each), weighted by the root of the area in the s
 regression on diameter and on 71 radiomics has the same folds, its penalty chosen inside them.
 Then the same net where folds are dealt slice by slice, and nodule by nodule, as scripts do.
 
-Intervals are for other exams: of an AUROC the bootstrap of exams (mean over seeds in each draw), of
-a difference those of exams and seeds together.
+Intervals are for other exams: of an AUROC the bootstrap of exams (mean over seeds in each draw; of
+the mean of nets DeLong's, clustered by exam), of a difference those of exams and seeds together.
 
     MEDKIT_REAL_DATA=FOLDER python benchmarks/lidc_nodules.py [--quick] [--json FILE]
 
