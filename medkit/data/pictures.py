@@ -1,0 +1,62 @@
+"""One picture of a conversation, from PNG or JPEG, DICOM or NIfTI, as grey from 0 to 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medkit.dicom.reading import read_image, read_nifti
+
+__all__ = ["read_picture"]
+
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+def read_picture(
+    path: str | Path, *, window_hu: tuple[float, float] = (-1000.0, 400.0)
+) -> NDArray[np.float32]:
+    """Read a picture, ``(H, W)``, 0 black and 1 white.
+
+    Args:
+        path: PNG and JPEG are taken as they are, grey; DICOM and NIfTI by the window.
+        window_hu: What becomes 0 and 1, for values in HU; others by their own range.
+
+    Raises:
+        DicomError: For a DICOM or NIfTI file that cannot be read as one slice.
+        ValueError: For a picture that cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICTURES:
+        return _picture(path)
+    nifti = path.name.lower().endswith((".nii", ".nii.gz"))
+    volume = read_nifti(path) if nifti else read_image(path)
+    if volume.array.shape[2] != 1:
+        raise ValueError(
+            f"{path} must be one slice, and has {volume.array.shape[2]}. Write the slices of a "
+            "study as files of their own, in their order."
+        )
+    values = np.asarray(volume.array[:, :, 0], np.float32)
+    low, high = window_hu
+    if volume.unit != "HU" and not nifti:
+        low, high = float(values.min()), float(values.max())
+        high = max(high, low + 1)
+    return np.clip((values - low) / (high - low), 0, 1)
+
+
+def _picture(path: Path) -> NDArray[np.float32]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            wide = image.mode.startswith("I")  # 16 bits
+            grey = np.asarray(image if wide else image.convert("L"), np.float32)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{path} must be a picture, and cannot be read ({error}). Write it again, or leave "
+            "its conversation out."
+        ) from error
+    return grey / np.float32(65535 if wide else 255)
