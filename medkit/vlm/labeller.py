@@ -85,6 +85,38 @@ def is_normal(report: str) -> bool:
     return bool(report.strip())
 
 
+def places(report: str) -> set[tuple[str, str]]:
+    """Return each asserted finding with each of :data:`ANATOMY` its sentence names.
+
+    "Small left effusion." holds ("Effusion", "left"). Both sides count for "bilateral". A sentence
+    with two findings gives each of them every place in it.
+    """
+    return {
+        (one.finding, place)
+        for one in mentions(report)
+        if one.status == "present"
+        for place, words in _ANATOMY.items()
+        if words.search(one.sentence)
+    }
+
+
+def sizes_mm(report: str) -> list[tuple[float, ...]]:
+    """Return what is measured, largest dimension first [mm].
+
+    Reads "7 mm", "0.7 cm", "7-mm", "7 x 5 mm", "7 mm by 5 mm" and ``"size_mm": 7``; of "5-7 mm" the
+    upper end. Sizes of before ("previously 5 mm") are left out.
+    """
+    found: list[tuple[float, ...]] = []
+    for at in _SIZE.finditer(report.lower()):
+        if at["json"]:
+            found.append((float(at["json"]),))
+        elif not at["past"]:
+            numbers = [float(one) for one in re.findall(r"\d+(?:\.\d+)?", at["numbers"])]
+            scale = 10.0 if at["unit"].startswith("c") else 1.0
+            found.append(tuple(sorted((scale * one for one in numbers), reverse=True)))
+    return found
+
+
 def _whole(words: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w)(?:{words})(?!\w)")
 
@@ -96,6 +128,15 @@ _TERMS = {name: _whole(words) for name, words in FINDINGS.items()}
 _SIGNS = {_whole(words): denied for words, denied in NORMAL_SIGNS.items()}
 _OTHER = _whole(OTHER_ABNORMAL)
 _LOOKALIKES = _whole(LOOKALIKES)
+_NUMBER = r"\d+(?:\.\d+)?"
+_UNIT = r"(?:mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
+_SIZE = re.compile(
+    rf'"size_mm"\s*:\s*(?P<json>{_NUMBER})'
+    r"|(?P<past>(?:previously|formerly|prior)\s+(?:measur\w+\s+)?)?"
+    rf"(?<![\d.])(?P<numbers>{_NUMBER}(?:[\s-]*{_UNIT}?\s*(?:x|by)\s*{_NUMBER}){{0,2}})"
+    rf"[\s-]*(?P<unit>{_UNIT})(?!\w)"
+)
+_ANATOMY = {place: _whole(words) for place, words in ANATOMY.items()}
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
 
 
@@ -126,46 +167,3 @@ def _status(sentence: str, cues: list[_Cue], start: int, end: int) -> str:
 def _joined(between: str) -> bool:
     """Whether a cue still speaks of what came before: no comma between, or those of a list."""
     return "," not in between or bool(_CONJUNCTION.search(between.rpartition(",")[2]))
-
-
-def places(report: str) -> set[tuple[str, str]]:
-    """Return each asserted finding with each of :data:`ANATOMY` its sentence names.
-
-    "Small left effusion." holds ("Effusion", "left"). Both sides count for "bilateral". A sentence
-    with two findings gives each of them every place in it.
-    """
-    return {
-        (one.finding, place)
-        for one in mentions(report)
-        if one.status == "present"
-        for place, words in _ANATOMY.items()
-        if words.search(one.sentence)
-    }
-
-
-def sizes_mm(report: str) -> list[tuple[float, ...]]:
-    """Return what is measured, largest dimension first [mm].
-
-    Reads "7 mm", "0.7 cm", "7-mm", "7 x 5 mm", "7 mm by 5 mm" and ``"size_mm": 7``; of "5-7 mm" the
-    upper end. Sizes of before ("previously 5 mm") are left out.
-    """
-    found = []
-    for at in _SIZE.finditer(report.lower()):
-        if at["json"]:
-            found.append((float(at["json"]),))
-        elif not at["past"]:
-            numbers = [float(one) for one in re.findall(r"\d+(?:\.\d+)?", at["numbers"])]
-            scale = 10.0 if at["unit"].startswith("c") else 1.0
-            found.append(tuple(sorted((scale * one for one in numbers), reverse=True)))
-    return found
-
-
-_NUMBER = r"\d+(?:\.\d+)?"
-_UNIT = r"(?:mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
-_SIZE = re.compile(
-    rf'"size_mm"\s*:\s*(?P<json>{_NUMBER})'
-    r"|(?P<past>(?:previously|formerly|prior|was)\s+(?:measur\w+\s+)?)?"
-    rf"(?<![\d.])(?P<numbers>{_NUMBER}(?:[\s-]*{_UNIT}?\s*(?:x|by)\s*{_NUMBER}){{0,2}})"
-    rf"[\s-]*(?P<unit>{_UNIT})(?!\w)"
-)
-_ANATOMY = {place: _whole(words) for place, words in ANATOMY.items()}
