@@ -98,8 +98,8 @@ CUES: Mapping[str, str] = {
     "none": r"(?:no|without)(?: (?:significant|interval|acute|appreciable|definite|large)){0,2}"
     r" (?:change|changes(?! of)|increase|decrease|progression|enlargement)|not only"
     r"|(?:near|partial|incomplete)\w*[ -](?:complete )?resol\w+"
-    r"|not (?:significantly |necessarily )?(?:changed|all)|not (?:as )?(?:well|fully|optimally) \w+"
-    r"|considering",
+    r"|not (?:significantly |necessarily )?(?:changed|all)|considering"
+    r"|(?:(?:is|are|was|were) )?not (?:as )?(?:well|fully|optimally) \w+",
     # The hedged thing follows ...
     "hedge": r"(?:can ?not|could not|difficult to|unable to)(?: completely| entirely)?"
     r" (?:exclude|rule out)|may(?:be)?|might|could|possibl[ey]|probabl[ey]|possibility of|likely"

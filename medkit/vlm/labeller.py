@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from medkit.vlm.finding_terms import (
     ANATOMY,
@@ -48,18 +49,7 @@ class Mention:
 
 def mentions(report: str) -> list[Mention]:
     """Return every mention of a finding, in the order of the sentences."""
-    found = []
-    for sentence in _sentences(report):
-        cues = _cues(sentence)
-        for name, term in _TERMS.items():
-            for at in term.finditer(sentence):
-                status = _status(sentence, cues, *at.span())
-                found.append(Mention(name, status, at[0], sentence))
-        for sign, denied in _SIGNS.items():
-            for at in sign.finditer(sentence):
-                if _status(sentence, cues, *at.span()) == "present":
-                    found += [Mention(name, "absent", at[0], sentence) for name in denied]
-    return found
+    return list(_mentions(report))
 
 
 def label(report: str) -> dict[str, str]:
@@ -138,6 +128,22 @@ _SIZE = re.compile(
 )
 _ANATOMY = {place: _whole(words) for place, words in ANATOMY.items()}
 _CONJUNCTION = re.compile(r"\b(?:and|or)\b")
+
+
+@lru_cache(maxsize=2048)  # several rewards read each report, and a reference goes with many
+def _mentions(report: str) -> tuple[Mention, ...]:
+    found = []
+    for sentence in _sentences(report):
+        cues = _cues(sentence)
+        for name, term in _TERMS.items():
+            for at in term.finditer(sentence):
+                status = _status(sentence, cues, *at.span())
+                found.append(Mention(name, status, at[0], sentence))
+        for sign, denied in _SIGNS.items():
+            for at in sign.finditer(sentence):
+                if _status(sentence, cues, *at.span()) == "present":
+                    found += [Mention(name, "absent", at[0], sentence) for name in denied]
+    return tuple(found)
 
 
 def _sentences(report: str) -> list[str]:

@@ -52,8 +52,9 @@ def findings(
     """Reward a report that asserts what people coded, and only that, in [-1, 1].
 
     Right findings less missed ones less half the invented ones, over the coded; 1 less half the
-    invented where none is coded. A hedged one is neither right nor missed. Fooled by a normal
-    report where most are normal, and by words the labeller misreads.
+    invented where none is coded. A hedged one counts as half said: 0 where it is there, -0.25 where
+    it is not (free hedges would be the best constant text). Fooled by a normal report where most
+    are normal, and by words the labeller misreads.
 
     Raises:
         ValueError: For a finding that the labeller does not know.
@@ -76,8 +77,8 @@ def negatives(completions: Sequence[str], *, reference: Sequence[str], **_: Any)
     """Reward denying what the reference denies, and not what it asserts, in [-1, 1].
 
     The share of the reference's denied findings that are denied here, all where there are none,
-    less the share of its asserted ones that are. Fooled by a list of everything as absent: it loses
-    no more than the second share.
+    less the share of its asserted ones that are. Fooled by what most reports deny; denying
+    everything loses no more than the second share.
     """
     scores = []
     for text, true in zip(completions, reference, strict=True):
@@ -156,7 +157,9 @@ def _findings(text: str, coded: Mapping[str, bool]) -> float:
     said = label(text)
     sure = {name for name in coded if said[name] == "present"}
     missed = {name for name in true if said[name] in ("absent", "not mentioned")}
-    points = len(sure & true) + MISSED * len(missed) + INVENTED * len(sure - true)
+    hedged = {name for name in coded if said[name] == "uncertain"}
+    points = len(sure & true) + MISSED * len(missed)
+    points += INVENTED * (len(sure - true) + len(hedged - true) / 2)
     return max(-1.0, points / len(true) if true else 1.0 + points)
 
 

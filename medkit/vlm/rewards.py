@@ -5,8 +5,8 @@
     scored.total, scored.parts["fields"]
 
 Every one can be had without a look at the image. The constant text that earns most of it: validity
-any allowed object; fields the commonest finding; findings, restraint, anatomy and size a normal
-report, where most are normal; negatives everything denied; length any words, as many as usual. So
+any allowed object; fields the commonest finding with its commonest fields; findings, anatomy, size,
+negatives and restraint a normal report, where most are; length any words, as many as usual. So
 weigh what pays for saying (fields, findings, anatomy, size) above what pays for silence (restraint,
 negatives), log the parts, and score with shuffled images.
 """
