@@ -175,11 +175,6 @@ def score_labellers(
         value, low, high = interval(macro(name, every), n, draws=draws)
         bar = 0.70 if name == "labeller" else None
         report.figure(f"{name}/macro_f1", value, (low, high), at_least=bar)
-    left_out = [name for name, any_coded in zip(FINDINGS, coded, strict=True) if not any_coded]
-    report.note(f"the same over the findings that were coded, so without {left_out}")
-    for name in by_name:
-        value, low, high = interval(macro(name, coded), n, draws=draws)
-        report.figure(f"  {name}/macro_f1", value, (low, high))
     new = np.array([case.text not in read for case in cases])
     value, low, high = interval(
         lambda weights: np.nanmean(f1(said["labeller"][new], true[new], weights), axis=1),
@@ -187,7 +182,12 @@ def score_labellers(
         draws=draws,
     )
     text = f"without {n - new.sum()} whose text is in the other half word for word"
-    report.figure("  labeller/macro_f1, new texts", value, (low, high), peers=text)
+    report.figure("labeller/macro_f1, new texts", value, (low, high), peers=text)
+    left_out = [name for name, any_coded in zip(FINDINGS, coded, strict=True) if not any_coded]
+    report.note(f"the same over the findings that were coded, so without {left_out}")
+    for name in by_name:
+        value, low, high = interval(macro(name, coded), n, draws=draws)
+        report.figure(f"  {name}/macro_f1", value, (low, high))
     ours, rule = macro("labeller", every), macro("keywords and one rule", every)
     value, low, high = interval(lambda weights: ours(weights) - rule(weights), n, draws=draws)
     report.figure("labeller/minus_one_rule", value, (low, high), at_least=0.0, on_limit=True)

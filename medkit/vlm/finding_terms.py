@@ -95,6 +95,7 @@ ANATOMY: Mapping[str, str] = {
 
 # Kind of cue to its words. Where two kinds begin at the same place, the earlier one wins.
 CUES: Mapping[str, str] = {
+    # Denies something else than the finding: no cue, but nothing in it is one either.
     "none": r"(?:no|without)(?: (?:significant|interval|acute|appreciable|definite|large)){0,2}"
     r" (?:change|changes(?! of)|increase|decrease|progression|enlargement)|not only"
     r"|(?:near|partial|incomplete)\w*[ -](?:complete )?resol\w+"
@@ -113,10 +114,12 @@ CUES: Mapping[str, str] = {
     r"|not (?:entirely |completely )?excluded",
     # Both.
     "hedges": r"versus|vs|suspected|questioned",
+    # What comes before is denied ...
     "denied": r"(?:(?:is|are|was|were|has been|have been) )?(?:not|no longer)"
     r"(?: \w+){0,2} (?:seen|identified|present|visuali[sz]ed|visible|evident|demonstrated|noted)"
     r"|(?:has|have|had) (?:\w+ )?(?:resolved|cleared)|(?:is|are) (?:absent|resolved)|ruled out"
     r"|(?:is|are) (?:normal|unremarkable)|excluded",
+    # ... or what follows.
     "denies": r"no|not|without|(?:clear|free|negative)(?: of| for| from)|absence of|lack of"
     r"|den(?:y|ies)|resolved|resolution of|clearing of|cleared|rather than|never|neither|nor",
     "end": r"but|however|although|though|except(?: for)?|(?:aside|apart) from|other than|yet"

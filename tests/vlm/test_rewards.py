@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
 
-from medkit.data.report_schema import LUNG_NODULE
+from medkit.data.report_schema import LUNG_NODULE, NODULE
+from medkit.synth.reports import make_studies
 from medkit.vlm.rewards import REWARDS, Rewards
 
 THERE = {"nodule": True, "side": "left", "zone": "upper", "size": "small", "density": "solid"}
@@ -56,6 +58,17 @@ def test_missing_a_nodule_costs_more_than_inventing_one(
     text: str, true: dict[str, Any], score: float
 ) -> None:
     assert one("fields", text, fields=true) == pytest.approx(score)
+
+
+def test_no_constant_answer_earns_near_what_the_true_fields_do() -> None:
+    true = [study.fields for study in make_studies(100)]
+    details = product(*(field.values for field in NODULE.fields))
+    constants = [NOTHING] + [
+        NODULE.text(dict(zip(NODULE.names, (True, *one), strict=True))) for one in details
+    ]
+    means = [sum(REWARDS["fields"]([text] * 100, fields=true)) / 100 for text in constants]
+    assert means[0] == min(means) < -0.6  # silence is the worst of them
+    assert 0.4 < max(means) < 0.6
 
 
 @pytest.mark.parametrize(
