@@ -144,19 +144,24 @@ class Frozen:
         """
         _set_modes(self._model, training=True)
 
+    def names(self) -> set[str]:
+        """Return the names of what is frozen: parameters, and buffers of modules frozen whole."""
+        values = dict(self._model.named_parameters())
+        kept = {name for name, value in values.items() if not value.requires_grad}
+        moving = {name.rpartition(".")[0] for name in values if name not in kept}
+        modules = {name.rpartition(".")[0] for name in kept} - moving
+        state = self._model.state_dict(keep_vars=True)
+        buffers = {n for n in state if n not in values and n.rpartition(".")[0] in modules}
+        return {name for name in state if name in kept} | buffers
+
     def digest(self) -> str:
-        """Return the SHA-256 of what is frozen, parameters and the buffers beside them."""
+        """Return the SHA-256 of :meth:`names` and their values."""
         digest = hashlib.sha256()
-        kept = {name for name, value in self._model.named_parameters() if not value.requires_grad}
-        modules = {name.rpartition(".")[0] for name in kept}
-        with torch.no_grad():
-            for name, value in sorted(self._model.state_dict(keep_vars=True).items()):
-                if name in kept or (
-                    not isinstance(value, nn.Parameter) and name.rpartition(".")[0] in modules
-                ):
-                    digest.update(name.encode())
-                    flat = value.detach().cpu().contiguous().flatten()
-                    digest.update(flat.view(torch.uint8).numpy().tobytes())
+        state = self._model.state_dict()
+        for name in sorted(self.names()):
+            digest.update(name.encode())
+            flat = state[name].detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

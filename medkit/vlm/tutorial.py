@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medkit.data.pictures import read_picture
 from medkit.vlm.extra import require
 
 _hf = require("transformers")
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<image>", "<user>", "<assistant>", "<system>")
 TOKENS_PER_IMAGE = 16
+_SIDE = 64
 _TEMPLATE = (
     "<bos>{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] }}"
     "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
@@ -41,7 +44,7 @@ class ConvStemConfig(_hf.PretrainedConfig):  # type: ignore[name-defined]
     model_type = "medkit_conv_stem"
 
     def __init__(
-        self, channels: Sequence[int] = (16, 32, 64, 128), image_size: int = 64, **kwargs: Any
+        self, channels: Sequence[int] = (16, 32, 64, 128), image_size: int = _SIDE, **kwargs: Any
     ) -> None:
         self.channels = list(channels)
         self.hidden_size = self.channels[-1]
@@ -142,3 +145,20 @@ def tutorial_tokenizer(texts: Iterable[str], *, pieces: Sequence[str] = (), size
     tokenizer = _hf.PreTrainedTokenizerFast(tokenizer_object=whole, **special)
     tokenizer.chat_template = _TEMPLATE
     return tokenizer
+
+
+def tutorial_pictures(files: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return pictures for :class:`~medkit.data.chat.ChatEncoder`: ``(K, 1, 64, 64)``.
+
+    Raises:
+        ValueError: For a picture of another size.
+    """
+    pictures = [read_picture(file) for file in files]
+    for file, one in zip(files, pictures, strict=True):
+        if one.shape != (_SIDE, _SIDE):
+            raise ValueError(
+                f"the tutorial model sees pictures of {_SIDE} x {_SIDE} pixels; {file} has "
+                f"{one.shape}. Resample it, or take a model with an image processor of its own."
+            )
+    pixels = torch.from_numpy(np.stack(pictures))[:, None]
+    return {"pixel_values": pixels}, ["<image>" * TOKENS_PER_IMAGE] * len(files)

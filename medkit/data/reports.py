@@ -1,0 +1,183 @@
+"""Conversations about pictures as a DataModule: split by patient, encoded once, kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from medkit.data import splits
+from medkit.data.chat import ChatEncoder, Encoded, padded
+from medkit.data.conversations import Conversation, read_conversations
+from medkit.data.splits import Split
+
+__all__ = ["ReportDataModule", "ReportDataset"]
+
+
+class ReportDataset(Dataset[tuple[Encoded, int, int]]):
+    """Encoded conversations, by row.
+
+    Args:
+        conversations: All there are; rows are their places.
+        encoder: For the model that is trained.
+        sites: Names; a conversation's is its column of that name.
+        site: The column.
+    """
+
+    draws_nothing = True  # the keyed loader then leaves the generators alone
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        encoder: ChatEncoder,
+        *,
+        sites: Sequence[str] = (),
+        site: str = "site",
+    ) -> None:
+        self.conversations = list(conversations)
+        place = {name: number for number, name in enumerate(sites)}
+        self.site = [place.get(str(c.columns.get(site, "")), -1) for c in self.conversations]
+        bar = tqdm(self.conversations, unit="conversation", leave=False, disable=None)
+        self.encoded = [encoder.encode(one) for one in bar]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, row: int) -> tuple[Encoded, int, int]:
+        """Return a conversation, its row and its site."""
+        return self.encoded[row], row, self.site[row]
+
+
+class ReportDataModule(pl.LightningDataModule):
+    """Yields batches of conversations as a model of Hugging Face's is called with.
+
+    A batch is a dict: ``input_ids``, ``labels`` and ``attention_mask``, int64 ``(B, L)``, the
+    pictures' fields, and ``row`` and ``site``, int64 ``(B,)``, as all of the kit's batches have.
+
+    Args:
+        conversations: JSONL (:func:`~medkit.data.conversations.read_conversations`), or what was
+            read from elsewhere.
+        encoder: For the model that is trained.
+        patient: Column of who it is; each conversation is another patient's where it is None.
+        site: Column of the hospital.
+        test_site: This hospital is tested on; None: a share of patients.
+        val_fraction: Share of patients (of the others).
+        test_fraction: Share of patients, without ``test_site``.
+        split_seed: Another seed, another split.
+        batch_size: Conversations a step.
+
+    Raises:
+        ValueError: For conversations without the columns, or a split that cannot be made.
+    """
+
+    def __init__(
+        self,
+        conversations: str | Path | Sequence[Conversation],
+        encoder: ChatEncoder,
+        *,
+        patient: str | None = "patient",
+        site: str = "site",
+        test_site: str | None = None,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__()
+        self.source = conversations
+        self.encoder = encoder
+        self.patient, self.site, self.test_site = patient, site, test_site
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.split_seed, self.batch_size = split_seed, batch_size
+        self.sites: list[str] = []
+        self.split: Split | None = None
+        self.dataset: ReportDataset | None = None
+
+    @property
+    def conversations(self) -> list[Conversation]:
+        """All conversations, by row, after :meth:`setup`."""
+        if self.dataset is None:
+            raise RuntimeError("conversations are there after dm.setup(); call it first.")
+        return self.dataset.conversations
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split by patient and encode, once."""
+        if self.dataset is not None:
+            return
+        source = self.source
+        found = read_conversations(source) if isinstance(source, str | Path) else [*source]
+        site = np.array([str(one.columns.get(self.site, "")) for one in found])
+        self.sites = sorted(set(site.tolist()) - {""})
+        patient = self._patients(found)
+        if self.test_site is not None:
+            self.split = splits.leave_site_out(
+                site,
+                patient,
+                test_site=self.test_site,
+                val_fraction=self.val_fraction,
+                split_seed=self.split_seed,
+            )
+        else:
+            self.split = splits.by_patient(
+                patient,
+                val_fraction=self.val_fraction,
+                test_fraction=self.test_fraction,
+                split_seed=self.split_seed,
+                stratum=site,
+            )
+        self.dataset = ReportDataset(found, self.encoder, sites=self.sites, site=self.site)
+
+    def rows(self, part: str) -> list[int]:
+        """Return the rows of "train", "val" or "test"."""
+        if self.split is None:
+            self.setup()
+        split = cast("Split", self.split)
+        return [int(row) for row in split.part(part)]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches; the last, short one is left out."""
+        return self._loader("train", shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation rows in order."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the test rows in order."""
+        return self._loader("test")
+
+    def _loader(
+        self, part: str, *, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        rows = self.rows(part)
+        dataset = cast("ReportDataset", self.dataset)
+        together = partial(_together, pad=self.encoder.tokenizer.pad_token_id)
+        some = torch.utils.data.Subset(dataset, rows)
+        return DataLoader(
+            some, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=together
+        )
+
+    def _patients(self, found: Sequence[Conversation]) -> splits.Texts:
+        if self.patient is None:
+            return np.array([str(number) for number in range(len(found))])
+        missing = [n for n, one in enumerate(found) if self.patient not in one.columns]
+        if missing:
+            raise ValueError(
+                f"each conversation must say whose it is, as {self.patient!r}; {len(missing)} of "
+                f"{len(found)} do not, the first is number {missing[0]}. Name the column by "
+                "patient=, or pass patient=None where each is another patient's."
+            )
+        return np.array([str(one.columns[self.patient]) for one in found])
+
+
+def _together(samples: Sequence[tuple[Encoded, int, int]], *, pad: int) -> dict[str, Tensor]:
+    encoded, row, site = zip(*samples, strict=True)
+    return padded(encoded, pad) | {"row": torch.tensor(row), "site": torch.tensor(site)}

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the extra vlm is not installed")
+
+from medkit.data.chat import ChatEncoder
+from medkit.data.conversations import Conversation, Turn, read_conversations
+from medkit.data.report_schema import NODULE
+from medkit.data.reports import ReportDataModule
+from medkit.synth.reports import make_studies, write_reports
+from medkit.trainer import keyed
+from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    both = [*make_studies(80), *make_studies(40, site="B")]
+    return write_reports(tmp_path_factory.mktemp("reports"), both)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ChatEncoder:
+    return ChatEncoder(tutorial_tokenizer(["a"], pieces=NODULE.pieces()), tutorial_pictures)
+
+
+def made(path: Any, encoder: ChatEncoder, **settings: Any) -> ReportDataModule:
+    dm = ReportDataModule(path, encoder, batch_size=8, **settings)
+    dm.setup()
+    return dm
+
+
+def test_no_patient_is_on_two_sides(path: Path, encoder: ChatEncoder) -> None:
+    dm = made(path, encoder)
+    sides = [
+        {dm.conversations[row].columns["patient"] for row in dm.rows(part)}
+        for part in ("train", "val", "test")
+    ]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 60
+    assert sum(len(dm.rows(part)) for part in ("train", "val", "test")) == 120
+
+
+def test_a_hospital_is_kept_for_the_test(path: Path, encoder: ChatEncoder) -> None:
+    dm = made(path, encoder, test_site="B")
+    assert {dm.conversations[row].columns["site"] for row in dm.rows("test")} == {"B"}
+    assert {dm.conversations[row].columns["site"] for row in dm.rows("train")} == {"A"}
+    with pytest.raises(ValueError, match="test_site must be one of"):
+        made(path, encoder, test_site="C")
+
+
+def test_a_batch_says_whose_rows_it_has(path: Path, encoder: ChatEncoder) -> None:
+    dm = made(path, encoder)
+    batch = next(iter(dm.val_dataloader()))
+    assert batch["row"].tolist() == dm.rows("val")[:8]
+    assert [dm.sites[site] for site in batch["site"]] == [
+        dm.conversations[row].columns["site"] for row in batch["row"].tolist()
+    ]
+    assert batch["pixel_values"].shape == (8, 1, 64, 64)
+    assert batch["input_ids"].shape == batch["labels"].shape
+
+
+def test_the_order_is_keyed(path: Path, encoder: ChatEncoder) -> None:
+    def rows(seed: int) -> list[int]:
+        dm = keyed(ReportDataModule(path, encoder, batch_size=8), seed=seed)
+        dm.setup()
+        return [row for batch in dm.train_dataloader() for row in batch["row"].tolist()]
+
+    torch.manual_seed(1)
+    first = rows(3)
+    torch.manual_seed(2)
+    assert rows(3) == first != rows(4)
+
+
+def test_a_conversation_without_patient_is_refused(path: Path, encoder: ChatEncoder) -> None:
+    some = read_conversations(path)[:6]
+    bare = Conversation((Turn("user", "?"), Turn("assistant", "!")))
+    with pytest.raises(ValueError, match=r"as 'patient'; 1 of 7 do not, the first is number 6"):
+        made([*some, bare], encoder)
+    assert len(made([*some, bare], encoder, patient=None).conversations) == 7
+    with pytest.raises(RuntimeError, match=r"after dm\.setup"):
+        _ = ReportDataModule(path, encoder).conversations
