@@ -134,7 +134,7 @@ class FieldScores:
         whole = np.ones(len(self.valid))
         head = next(iter(self.right))
         rest = np.stack([self.right[k] for k in self.right if k != head])
-        there: NDArray[np.bool_] = np.isfinite(rest).any(axis=0)
+        there = np.asarray(np.isfinite(rest).any(axis=0))
         asked: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
             "valid": (self.valid, whole),
             "exact": (self.exact, whole),
