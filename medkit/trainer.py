@@ -227,11 +227,14 @@ class _RunPoints(ResumePoints):
         self.run.count_wasted(self.name, from_step=step)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to fit a finished stage again; note a stage that was loaded."""
+        """Refuse to fit a finished stage again, or on other data; note a stage that was loaded."""
         loaded = self._resumed is not None and self._resumed["finished"]
         saved_step = self.resumed_at[2] if self.resumed_at is not None else 0
         if not loaded and (self.folder / FINISHED).exists() and self._resumed is None:
             self.run.resume(self.name)  # raises for a stage finished in this process
+        digest = getattr(getattr(trainer, "datamodule", None), "data_sha256", "")
+        if digest and trainer.is_global_zero:  # a datamodule's that knows all it has read
+            self.run.data(**{self.name: digest})
         super().on_fit_start(trainer, pl_module)
         if loaded and trainer.is_global_zero:
             # a kill may have come before it was noted; the loops are not restored yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,13 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from medkit.data.candidate_tables import (
+    MEASURES,
+    read_table,
+    require_labels,
+    require_numbers,
+    require_text,
+)
 from medkit.dicom.index import Index, scan
 from medkit.dicom.series import files_below
 from medkit.record.files import read_json, sha256_file, write_json
@@ -22,6 +30,7 @@ __all__ = ["CandidateFiles", "find_candidates"]
 _NAMES = {"seriesuid": "series", "coordX": "x", "coordY": "y_lps", "coordZ": "z", "class": "y"}
 _OPTIONAL = ("site", "patient_id", "exam", "kind", "diameter_mm", "air_hu", "muscle_hu")
 _VOLUMES = (".mhd", ".mha", ".nii", ".nii.gz")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +91,8 @@ def find_candidates(
     Args:
         candidates_csv: ``seriesuid, coordX, coordY, coordZ`` (LPS [mm]), ``class`` (1: a nodule),
             and, where known, ``site``, ``patient_id``, ``exam``, ``kind``, ``diameter_mm``, and
-            ``air_hu`` and ``muscle_hu``: means measured in the exam's windpipe and muscle.
+            ``air_hu`` and ``muscle_hu``: means measured in the exam's windpipe and muscle. Without
+            ``site`` the scanners' manufacturers stand for the sites, which a warning says.
         images_dir: Tree with the series: DICOM, by SeriesInstanceUID; or ``<seriesuid>.mhd``,
             ``.mha``, ``.nii`` or ``.nii.gz``. Where a series is there both ways, DICOM is read.
         annotations_csv: ``seriesuid, coordX, coordY, coordZ, diameter_mm``: a positive candidate
@@ -90,7 +100,8 @@ def find_candidates(
         progress: Whether bars are shown.
 
     Raises:
-        ValueError: For a table without these columns, or with series that are not there.
+        ValueError: For a table without these columns, for cells that are not what they must be
+            (file, column and row are named), and for series that are not there.
     """
     table = _read(candidates_csv)
     sources: dict[str, str | tuple[str, ...]] = {}
@@ -116,7 +127,12 @@ def find_candidates(
     exam = table.get("exam", table["series"])
     table["patient"], table["exam"] = patient.map(pseudonym), exam.map(pseudonym)
     if "site" not in table:
-        table["site"] = table["series"].map(vendor).fillna("")
+        table["site"] = table["series"].map(vendor).fillna("").replace("", "unknown")
+        _log.warning(
+            "%s has no column site: the manufacturers stand for the sites, %s",
+            candidates_csv,
+            sorted(set(table["site"])),
+        )
     table["candidate"] = [f"c{number:06d}" for number in range(len(table))]
     if annotations_csv is not None:
         _measure(table, annotations_csv)
@@ -128,33 +144,26 @@ def find_candidates(
 
 
 def _read(path: Path | str) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype={"seriesuid": str, "patient_id": str, "site": str, "exam": str})
-    missing = [name for name in _NAMES if name not in table]
-    if missing:
-        raise ValueError(
-            f"{path} must have the columns {', '.join(_NAMES)}, as LUNA16's candidates have; "
-            f"{missing} are not among {list(table.columns)}. Rename them in the table."
-        )
-    table = table[[*_NAMES, *(name for name in _OPTIONAL if name in table)]].rename(columns=_NAMES)
-    places = table[["x", "y_lps", "z"]].to_numpy(np.float64)
-    if not np.isfinite(places).all() or not set(table["y"]) <= {0, 1} or table.empty:
-        raise ValueError(
-            f"{path} must have finite coordinates [mm] and classes 0 and 1 in each row; found "
-            f"{int((~np.isfinite(places)).any(axis=1).sum())} row(s) without, classes "
-            f"{sorted(set(table['y']))[:5]}. Mend or drop these rows."
-        )
-    return table
+    table = read_table(
+        path,
+        tuple(_NAMES),
+        text=("seriesuid", "patient_id", "site", "exam", "kind"),
+        hint="Rename them in the table: these are the names in LUNA16's.",
+    )
+    table = table[[*_NAMES, *(name for name in _OPTIONAL if name in table)]].copy()
+    require_text(table, ("seriesuid", "site", "exam"), path)
+    require_numbers(table, ("coordX", "coordY", "coordZ"), path)
+    require_numbers(table, MEASURES, path, or_missing=True)
+    require_labels(table, "class", path)
+    return table.rename(columns=_NAMES)
 
 
 def _measure(table: pd.DataFrame, annotations_csv: Path | str) -> None:
     """Give positive candidates the diameter of the nodule they lie in."""
-    nodules = pd.read_csv(annotations_csv, dtype={"seriesuid": str})
-    needed = ["seriesuid", "coordX", "coordY", "coordZ", "diameter_mm"]
-    missing = [name for name in needed if name not in nodules]
-    if missing:
-        raise ValueError(
-            f"{annotations_csv} must have the columns {', '.join(needed)}; {missing} are not there."
-        )
+    needed = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm")
+    rename = "Rename them in the table: these are the names in LUNA16's."
+    nodules = read_table(annotations_csv, needed, text=("seriesuid",), hint=rename)
+    require_numbers(nodules, needed[1:], annotations_csv)
     diameter = table.get("diameter_mm", pd.Series(np.nan, table.index)).astype(float).copy()
     of_series = {str(uid): own for uid, own in nodules.groupby("seriesuid")}
     for row in table.index[(table["y"] == 1) & diameter.isna()]:
@@ -162,7 +171,7 @@ def _measure(table: pd.DataFrame, annotations_csv: Path | str) -> None:
         if found is None:
             continue
         place = table.loc[row, ["x", "y_lps", "z"]].to_numpy(np.float64)
-        apart = np.linalg.norm(found[needed[1:4]].to_numpy(np.float64) - place, axis=1)
+        apart = np.linalg.norm(found[[*needed[1:4]]].to_numpy(np.float64) - place, axis=1)
         nearest = int(apart.argmin())
         if apart[nearest] <= found["diameter_mm"].iloc[nearest] / 2:
             diameter[row] = found["diameter_mm"].iloc[nearest]

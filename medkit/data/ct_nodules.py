@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from medkit.data.batches import Batch
 from medkit.data.candidate_files import find_candidates
 from medkit.data.ct_augment import another_scanner, symmetries
 from medkit.data.hu_reference import Harmonisation, correction, fit_sites
-from medkit.data.patch_store import PatchStore, cut_patches, open_patches
+from medkit.data.nodule_split import split_candidates
+from medkit.data.patch_store import PatchStore, cut_patches, is_patches, open_patches
 from medkit.data.preprocessing import digest_ids
 from medkit.data.splits import PARTS, Split
 from medkit.data.table_loader import TableLoader
@@ -43,6 +45,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "harmonise": ("reference", "site", "none"),
 }
 EVAL_BATCH = 128
+_SPACING_MM, _SIZE = 1.0, 24
 _MOST_LOST = 0.05
 _log = logging.getLogger(__name__)
 
@@ -57,15 +60,17 @@ class NoduleDataModule(pl.LightningDataModule):
     batch. What is drawn half positive has the wrong prior: pass ``logit_shift=dm.logit_shift`` to
     the model.
 
-    After :meth:`setup`: ``store`` (patches and their table), ``split``, ``sites``, ``prior`` (share
+    After :meth:`setup`: ``store`` (patches and their table), ``data_sha256`` (of all of it: a run
+    that is resumed under other data is refused), ``split``, ``sites``, ``prior`` (share
     of nodules in the training rows), ``digests`` (part -> digest of its patients), ``lost``
     (candidates that are left out, by reason).
 
     Args:
         candidates: Folder of patches, or a CSV with ``seriesuid, coordX, coordY, coordZ, class``
-            and, where known, ``site, patient_id, exam``; see
-            :func:`~medkit.data.candidate_files.find_candidates`.
-        images_dir: Where the CSV's series are.
+            and, where known, ``site, patient_id, exam`` (or the folder it is in, as
+            ``candidates.csv``); see :func:`~medkit.data.candidate_files.find_candidates`.
+        images_dir: Where the CSV's series are. This, ``annotations_csv``, ``reader``, and another
+            ``size`` or ``spacing_mm`` than it has, are refused beside a folder of patches.
         annotations_csv: Nodules' diameters.
         test_site: Keep this hospital for the external test; None: a share of all patients.
         val_fraction: Share of the patients in validation, stratified by site and outcome.
@@ -89,7 +94,8 @@ class NoduleDataModule(pl.LightningDataModule):
         val_negatives: Look at so many of the validation's negatives only, drawn once; None: all.
 
     Raises:
-        ValueError: For choices that are not known, and in ``setup`` where a part lacks a class.
+        ValueError: For choices that are not known, and in ``setup`` for tables that are not what
+            they must be and where a part lacks a class.
     """
 
     def __init__(
@@ -102,8 +108,8 @@ class NoduleDataModule(pl.LightningDataModule):
         val_fraction: float = 0.3,
         test_fraction: float = 0.0,
         split_seed: int = 0,
-        spacing_mm: float = 1.0,
-        size: int = 24,
+        spacing_mm: float = _SPACING_MM,
+        size: int = _SIZE,
         window_hu: Sequence[float] | None = (-1000.0, 400.0),
         harmonise: str = "reference",
         draws: str = "half positive",
@@ -124,10 +130,20 @@ class NoduleDataModule(pl.LightningDataModule):
                     f"{name} must be one of {list(allowed)}, got {self.hparams[name]!r}. The first "
                     "is the default."
                 )
-        if not low < high or batch_size < 2 or (draws == "half positive" and batch_size % 2):
+        if not low < high:
             raise ValueError(
-                "a window must have its lower edge first, and a batch two rows at least, an even "
-                f"number where half are positive; got {window_hu} and {batch_size}."
+                f"window_hu must have its lower edge first, got {window_hu}. (-1000, 400) suits "
+                "lungs."
+            )
+        if batch_size < 2 or (draws == "half positive" and batch_size % 2):
+            raise ValueError(
+                "batch_size must be two rows at least, and an even number where half of them are "
+                f'positive; got {batch_size}. 32 is usual, or pass draws="shuffled".'
+            )
+        if val_negatives is not None and val_negatives < 1:
+            raise ValueError(
+                f"val_negatives must be at least 1, got {val_negatives}: a validation needs both "
+                "classes. None looks at all of them."
             )
         self.batch_size, self.draws, self.augment, self.harmonise = (
             batch_size, draws, augment, harmonise,
@@ -135,6 +151,7 @@ class NoduleDataModule(pl.LightningDataModule):
         self.window_hu = (low, high)
         self.clipped = window_hu is not None
         self.store: PatchStore | None = None
+        self.data_sha256 = ""  # the run notes it, and compares it on resume
         self.split: Split | None = None
         self.sites: list[str] = []
         self.prior = float("nan")
@@ -163,29 +180,12 @@ class NoduleDataModule(pl.LightningDataModule):
         h = self.hparams
         store = self._store()
         table = store.table
-        y, site = table["y"].to_numpy(np.int64), table["site"].fillna("").to_numpy().astype(str)
+        y, site = table["y"].to_numpy(np.int64), table["site"].to_numpy().astype(str)
         patient = table["patient"].to_numpy().astype(str)
-        sound = np.flatnonzero(table["problem"].to_numpy() == "")
         self._count_lost(table["problem"])
-        stratum = np.char.add(np.char.add(site, "|"), y.astype(str))
-        ways = {"val_fraction": h["val_fraction"], "split_seed": h["split_seed"]}
-        if h["test_site"] is not None:
-            part = splits.leave_site_out(
-                site[sound],
-                patient[sound],
-                test_site=h["test_site"],
-                stratum=stratum[sound],
-                **ways,
-            )
-        else:
-            part = splits.by_patient(
-                patient[sound], test_fraction=h["test_fraction"], stratum=stratum[sound], **ways
-            )
-        val = self._watched(sound[part.val], y)
-        split = Split(sound[part.train], val, sound[part.test])
-        for name in PARTS:
-            if name != "test" or len(split.test):
-                splits.require_both_classes(y, split.part(name), part=name)
+        names = ("test_site", "val_fraction", "test_fraction", "split_seed")
+        split = split_candidates(table, **{name: h[name] for name in names})
+        split = replace(split, val=self._watched(split.val, y))
         self.sites = sorted(set(site.tolist()))
         self.digests = {name: digest_ids(patient[split.part(name)]) for name in PARTS}
         self.prior = float(y[split.train].mean())
@@ -196,7 +196,7 @@ class NoduleDataModule(pl.LightningDataModule):
         self._fields = Stored(
             volumes, torch.from_numpy(y), torch.arange(len(y)), torch.from_numpy(codes)
         )
-        self.store, self.split = store, split
+        self.store, self.split, self.data_sha256 = store, split, store.sha256
         self._correction = self._corrected(store, site, split.train)
 
     def train_dataloader(self) -> TableLoader:
@@ -266,6 +266,19 @@ class NoduleDataModule(pl.LightningDataModule):
         x = self._seen(batch.x, batch.row, augmented=False, added_hu=added_hu)
         return Batch(x, *batch[1:])
 
+    def hu(self, rows: Tensor | Sequence[int], *, added_hu: float = 0.0) -> Tensor:
+        """Return patches as the net sees them but for the window: what saliency maps are made on.
+
+        Args:
+            rows: Row numbers, such as ``dm.rows("test").row`` or ``dm.split.val``.
+            added_hu: As in :meth:`rows`.
+
+        Returns:
+            float32 ``(N, 1, S, S, S)`` [HU], corrected as ``harmonise`` says.
+        """
+        at = torch.as_tensor(rows, dtype=torch.int64)
+        return self._hu(self._ready()[2].x[at], at, augmented=False, added_hu=added_hu)
+
     def window(self, hu: Tensor) -> Tensor:
         """Map HU to what the net sees."""
         low, high = self.window_hu
@@ -309,21 +322,39 @@ class NoduleDataModule(pl.LightningDataModule):
             self.harmonisation = Harmonisation({k: tuple(v) for k, v in sites.items()}, fitted_on)
 
     def _store(self) -> PatchStore:
-        h = self.hparams
-        if Path(h["candidates"]).is_dir():
-            return open_patches(h["candidates"])
-        if h["images_dir"] is None:
+        h, path = self.hparams, Path(self.hparams["candidates"])
+        if is_patches(path) or (path.is_dir() and h["images_dir"] is None):
+            return self._opened(path)
+        table = path / "candidates.csv" if path.is_dir() else path
+        if h["images_dir"] is None or not table.is_file():
             raise ValueError(
-                f"{h['candidates']} must be a folder of patches, or a table with images_dir=, the "
-                "folder of its series. Pass one of both."
+                "candidates must be a folder of patches, or a table (a folder with a "
+                f"candidates.csv) with images_dir=, the folder of its series; got {path} and "
+                f"images_dir={h['images_dir']}. Pass one of both."
             )
-        files = find_candidates(
-            h["candidates"], h["images_dir"], annotations_csv=h["annotations_csv"]
-        )
+        files = find_candidates(table, h["images_dir"], annotations_csv=h["annotations_csv"])
         return cut_patches(
             files, spacing_mm=h["spacing_mm"], size=h["size"], cache_dir=h["cache_dir"],
             reader=h["reader"],
         )  # fmt: skip
+
+    def _opened(self, folder: Path) -> PatchStore:
+        """Open a folder of patches; refuse settings that only count where patches are cut."""
+        h = self.hparams
+        of_cutting = ("images_dir", "annotations_csv", "reader")
+        given = [name for name in of_cutting if h[name]]
+        spacing = None if h["spacing_mm"] == _SPACING_MM else h["spacing_mm"]
+        store = open_patches(folder, spacing_mm=spacing)
+        size = store.volume_hu.shape[1]
+        if h["size"] not in (_SIZE, size):
+            given.append("size")
+        if given:
+            raise ValueError(
+                f"{folder} holds patches that are cut already, of {size} voxels along an axis, and "
+                f"{', '.join(given)} would change nothing. Leave it out, or pass the "
+                "candidates.csv that they are cut from with images_dir=."
+            )
+        return store
 
     def _watched(self, rows: splits.Rows, y: NDArray[np.int64]) -> splits.Rows:
         """Return the validation rows that are looked at: all positives, so many negatives."""
@@ -377,6 +408,9 @@ class NoduleDataModule(pl.LightningDataModule):
     def _seen(
         self, volume: Tensor, row: Tensor, *, augmented: bool, added_hu: float = 0.0
     ) -> Tensor:
+        return self.window(self._hu(volume, row, augmented=augmented, added_hu=added_hu))
+
+    def _hu(self, volume: Tensor, row: Tensor, *, augmented: bool, added_hu: float = 0.0) -> Tensor:
         assert self._correction is not None
         scale, offset = (values[row.cpu()].to(volume.device) for values in self._correction)
         volume = volume.squeeze(1)
@@ -390,7 +424,7 @@ class NoduleDataModule(pl.LightningDataModule):
         hu.mul_(scale[:, None, None, None]).add_(offset[:, None, None, None])
         if augmented and self.augment == "all":
             hu = another_scanner(hu, spacing_mm=self._ready()[0].spacing_mm)
-        return self.window(hu).unsqueeze(1)
+        return hu.unsqueeze(1)
 
     def _in_order(self, part: str) -> TableLoader | list[TableLoader]:
         _, split, fields = self._ready()

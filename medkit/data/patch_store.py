@@ -19,14 +19,24 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from medkit.data.candidate_files import CandidateFiles
+from medkit.data.candidate_tables import (
+    MEASURES,
+    read_table,
+    require_labels,
+    require_numbers,
+    require_text,
+)
 from medkit.data.patches import AIR_HU, patches_at
 from medkit.dicom import DicomError, read_volume
-from medkit.record.files import read_json, write_json
+from medkit.record.files import read_json, sha256_file, sha256_text, write_json
 
-__all__ = ["PatchStore", "cut_patches", "open_patches"]
+__all__ = ["PatchStore", "cut_patches", "is_patches", "open_patches"]
 
 _VERSION = 1  # of what is cut; another one, another key
 _VOLUMES, _TABLE, _ABOUT = "volume_hu.npy", "candidates.csv", "patches.json"
+_SUMS = "SHA256SUMS"
+_NEEDED = ("candidate", "exam", "site", "y")
+_TEXT = ("candidate", "exam", "patient", "site", "kind", "series", "problem")
 _MOST_OUTSIDE = 0.5
 _OUTSIDE, _NOT_FINITE = "outside of its volume", "not finite"
 _log = logging.getLogger(__name__)
@@ -43,7 +53,7 @@ class PatchStore:
             "" for a sound one; and ``air_hu``, ``muscle_hu``, ``x``, ``y_lps``, ``z``, ``kind``,
             ``diameter_mm``, ``series`` where they are known.
         spacing_mm: Of the voxels.
-        sha256: Stands for all that the patches depend on.
+        sha256: Of the patches and their table, or of all that cut ones depend on.
     """
 
     volume_hu: NDArray[np.int16]
@@ -52,36 +62,73 @@ class PatchStore:
     sha256: str
 
 
-def open_patches(folder: Path | str) -> PatchStore:
+def is_patches(folder: Path | str) -> bool:
+    """Whether a folder holds patches and their table."""
+    return all((Path(folder) / name).is_file() for name in (_VOLUMES, _TABLE))
+
+
+def open_patches(folder: Path | str, *, spacing_mm: float | None = None) -> PatchStore:
     """Open a folder of patches, the kit's own or one of ``medkit.synth.chest_ct``.
+
+    All bytes are hashed, some 0.2 s for 300 MB: another patch is another ``sha256``.
+
+    Args:
+        folder: With ``volume_hu.npy`` and ``candidates.csv``: ``candidate``, ``exam``, ``site``,
+            ``y`` and what else is known of each patch.
+        spacing_mm: Of the voxels, where the folder doesn't say it; None: 1 mm.
 
     Raises:
         FileNotFoundError: Where there are none.
+        ValueError: For a table that is not what it must be, and patches that are not its own.
     """
     folder = Path(folder)
-    if not (folder / _TABLE).is_file() or not (folder / _VOLUMES).is_file():
+    if not is_patches(folder):
         raise FileNotFoundError(
             f"{folder} must hold {_VOLUMES} and {_TABLE}, and does not. Name the folder that "
             "medkit.synth.chest_ct wrote, or give images_dir= with a candidates.csv of LUNA16."
         )
-    text = {name: str for name in ("candidate", "exam", "patient", "site", "kind", "series")}
-    table = pd.read_csv(folder / _TABLE, dtype=text, keep_default_na=False, na_values=[""])
+    sums = {name: sha256_file(folder / name) for name in (_VOLUMES, _TABLE)}
+    if (folder / _SUMS).is_file():
+        written = (line.split() for line in (folder / _SUMS).read_text().splitlines())
+        for digest, name in (words for words in written if len(words) == 2):
+            if sums.get(name, digest) != digest:
+                _log.warning("%s was changed after %s was written", folder / name, _SUMS)
+    digest = sha256_text("".join(f"{sums[name]}  {name}\n" for name in sums))
+    return _opened(folder, digest, spacing_mm)
+
+
+def _opened(folder: Path, digest: str, spacing_mm: float | None) -> PatchStore:
+    path = folder / _TABLE
+    table = read_table(path, _NEEDED, text=_TEXT, hint="Rename them in the table.")
+    require_text(table, ("candidate", "exam", "patient", "site"), path)
+    require_labels(table, "y", path)
+    require_numbers(table, ("x", "y_lps", "z"), path)
+    require_numbers(table, MEASURES, path, or_missing=True)
     problem = table.get("problem", pd.Series("", table.index))
     table["problem"] = problem.astype(object).where(problem.notna(), "")
     if "patient" not in table:
         table["patient"] = table["exam"]
-    about: Mapping[str, Any] = {}
-    if (folder / _ABOUT).is_file():
-        about = read_json(folder / _ABOUT)
-    sums = folder / "SHA256SUMS"
-    found = about.get("sha256") or _sha256(sums if sums.is_file() else folder / _TABLE)
-    volume = np.load(folder / _VOLUMES, mmap_mode="r")
-    if len(volume) != len(table) or volume.ndim != 4:
+    about: Mapping[str, Any] = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() else {}
+    ours = bool(about) or (folder / _SUMS).is_file()
+    advice = (
+        "The folder is torn: remove it, and have it made again."
+        if ours
+        else "Leave out the rows without a patch, or add their patches."
+    )
+    must = f"{folder}: {_VOLUMES} must hold a patch (S, S, S) for each row of {_TABLE}"
+    try:
+        volume = np.load(folder / _VOLUMES, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{must}, and can't be read ({error}). {advice}") from error
+    if volume.ndim != 4 or len(volume) != len(table):
+        raise ValueError(f"{must}, {len(table)}; found {volume.shape}. {advice}")
+    known = about.get("spacing_mm", 1.0 if ours else spacing_mm)
+    if spacing_mm is not None and spacing_mm != known:
         raise ValueError(
-            f"{folder}: there must be a patch for each row of {_TABLE}, {len(table)}; found "
-            f"{volume.shape}. The folder is torn: remove it, it is made again."
+            f"{folder} holds patches of {known} mm voxels, which are used as they are; got "
+            f"spacing_mm={spacing_mm}. Leave it out, or cut others from the series."
         )
-    return PatchStore(volume, table, float(about.get("spacing_mm", 1.0)), found)
+    return PatchStore(volume, table, float(known or 1.0), digest)
 
 
 def cut_patches(
@@ -130,7 +177,7 @@ def cut_patches(
                     raise
         finally:
             shutil.rmtree(temp, ignore_errors=True)
-    return open_patches(folder)
+    return _opened(folder, key, None)
 
 
 def _cut_into(
@@ -183,10 +230,6 @@ def _key(files: CandidateFiles, root: Path, settings: Mapping[str, Any], progres
     digests = files.digests(root / "hashes.json", progress=progress)
     whole = {"version": _VERSION, **settings, "table": files.digest(), "series": digests}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _usual_cache() -> Path:

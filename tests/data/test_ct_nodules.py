@@ -216,8 +216,9 @@ def test_rows_that_are_broken_are_found_and_named(
         ({"draws": "balanced"}, "draws must be one of"),
         ({"augment": "some"}, "augment must be one of"),
         ({"harmonise": "histogram"}, "harmonise must be one of"),
-        ({"window_hu": (400, -1000)}, "lower edge first"),
-        ({"batch_size": 5}, "even number"),
+        ({"window_hu": (400, -1000)}, "window_hu must have its lower edge first"),
+        ({"batch_size": 5}, "batch_size must be two rows at least, and an even number"),
+        ({"val_negatives": 0}, "val_negatives must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense(folder: str, settings: dict[str, Any], said: str) -> None:
@@ -326,13 +327,51 @@ def test_tables_that_do_not_fit_their_images_are_refused(archive: Path) -> None:
     table = pd.read_csv(path)
     for broken, said in (
         (table.drop(columns=["class"]), "must have the columns seriesuid, coordX"),
-        (table.assign(coordX=np.nan), "finite coordinates"),
-        (table.assign(**{"class": 2}), "classes 0 and 1"),
+        (table.assign(coordX=np.nan), "coordX must be a finite number .* row 1 .* is empty"),
+        (table.assign(**{"class": 2}), "class must be 0 or 1 .* and 23 more of 24 rows"),
         (table.assign(seriesuid="1.2.3"), "must hold each series"),
     ):
         broken.to_csv(path, index=False)
         with pytest.raises(ValueError, match=said):
             from_series(archive)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"coordX": "left"}, "coordX must be a finite number in each row; row 4 .* has 'left'"),
+        ({"site": ""}, "site must be given in each row; row 4 below the header is empty"),
+        ({"class": 2}, "class must be 0 or 1 .*; row 4 below the header has '2'"),
+    ],
+)
+def test_a_bad_cell_of_a_table_of_series_is_named(
+    archive: Path, change: dict[str, object], said: str
+) -> None:
+    path = archive / "candidates.csv"
+    table = pd.read_csv(path).astype(object)
+    table.loc[3, list(change)] = list(change.values())
+    table.to_csv(path, index=False)
+    with pytest.raises(ValueError, match=f"candidates.csv: {said}"):
+        from_series(archive)
+
+
+def test_without_a_column_of_sites_manufacturers_are_the_sites_and_it_is_said(
+    archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = archive / "candidates.csv"
+    pd.read_csv(path).drop(columns="site").to_csv(path, index=False)
+    dm = from_series(archive)
+    assert f"has no column site: the manufacturers stand for the sites, {dm.sites}" in caplog.text
+    assert all(dm.sites)
+
+
+def test_a_folder_with_a_table_of_series_needs_no_more_than_its_images(archive: Path) -> None:
+    (archive / "candidates").mkdir()
+    (archive / "candidates.csv").rename(archive / "candidates" / "candidates.csv")
+    ways = {"size": 8, "val_fraction": 0.5, "harmonise": "none", "cache_dir": str(archive / "c")}
+    dm = NoduleDataModule(str(archive / "candidates"), str(archive / "images"), **ways)
+    dm.setup()
+    assert len(dm.rows("train").y) == 12
 
 
 def test_nothing_that_can_be_read_is_an_error(archive: Path) -> None:
@@ -396,6 +435,147 @@ def test_the_shipped_series_become_patches_of_three_hospitals(tmp_path: Path) ->
 def test_without_air_and_muscle_the_reference_is_asked_for(archive: Path) -> None:
     with pytest.raises(ValueError, match="needs columns air_hu and muscle_hu"):
         from_series(archive, harmonise="reference")
+
+
+def some(candidates: Candidates) -> pd.DataFrame:
+    """Return all nodules and a tenth of all rows."""
+    table = candidates.table
+    return table[(table["y"] == 1) | (table.index % 10 == 0)]
+
+
+def own(candidates: Candidates, folder: Path, table: pd.DataFrame | None = None) -> str:
+    """Write somebody's own folder of patches."""
+    rows = some(candidates)
+    np.save(folder / "volume_hu.npy", candidates.volume_hu[rows.index])
+    table = rows if table is None else table
+    table.to_csv(folder / "candidates.csv", index=False)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("y", 2, "y must be 0 or 1 .*; row 3 below the header has '2'"),
+        ("site", "", "site must be given in each row; row 3 below the header is empty"),
+        ("exam", None, "exam must be given"),
+        ("air_hu", "low", "air_hu must be a finite number or nothing .*; row 3 .* has 'low'"),
+    ],
+)
+def test_a_bad_cell_of_a_folder_of_patches_is_named(
+    candidates: Candidates, tmp_path: Path, column: str, value: object, said: str
+) -> None:
+    table = some(candidates).astype(object)
+    table.iloc[2, table.columns.get_loc(column)] = value
+    with pytest.raises(ValueError, match=f"candidates.csv: {said}"):
+        ready(own(candidates, tmp_path, table))
+
+
+@pytest.mark.parametrize("column", ["y", "site", "exam", "candidate"])
+def test_a_folder_of_patches_without_a_column_is_refused(
+    candidates: Candidates, tmp_path: Path, column: str
+) -> None:
+    table = some(candidates).drop(columns=column)
+    with pytest.raises(ValueError, match=rf"\['{column}'\] are not among"):
+        ready(own(candidates, tmp_path, table))
+
+
+def test_an_empty_file_is_named(candidates: Candidates, tmp_path: Path) -> None:
+    folder = own(candidates, tmp_path)
+    (tmp_path / "candidates.csv").write_text("")
+    with pytest.raises(ValueError, match=r"candidates\.csv must be a table .* can't be read"):
+        ready(folder)
+    own(candidates, tmp_path, candidates.table.iloc[:0])
+    with pytest.raises(ValueError, match=r"must have a row for each candidate"):
+        ready(folder)
+    own(candidates, tmp_path)
+    (tmp_path / "volume_hu.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"volume_hu\.npy must hold a patch .* can't be read"):
+        ready(folder)
+
+
+def test_only_what_the_kit_wrote_is_to_be_removed(candidates: Candidates, tmp_path: Path) -> None:
+    folder = own(candidates, tmp_path, candidates.table.iloc[:50])
+    with pytest.raises(ValueError, match=r"found .* Leave out the rows"):
+        ready(folder)
+    (tmp_path / "SHA256SUMS").write_text("")
+    with pytest.raises(ValueError, match="The folder is torn: remove it"):
+        ready(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"size": 32}, "of 24 voxels along an axis, and size would change nothing"),
+        ({"images_dir": "images"}, "images_dir would change nothing"),
+        ({"spacing_mm": 2.0}, "patches of 1.0 mm voxels"),
+    ],
+)
+def test_what_would_be_ignored_beside_a_folder_of_patches_is_refused(
+    folder: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        ready(folder, **settings)
+
+
+def test_the_spacing_of_ones_own_patches_can_be_said(
+    candidates: Candidates, tmp_path: Path
+) -> None:
+    store = ready(own(candidates, tmp_path), spacing_mm=2.0).store
+    assert store is not None
+    assert store.spacing_mm == 2
+
+
+def test_a_changed_patch_is_other_data_and_the_sums_tell(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_candidates(tmp_path, seed=1, sites={"A": 200})
+    before = ready(str(tmp_path), test_site=None).data_sha256
+    assert not caplog.text
+    volumes = np.load(tmp_path / "volume_hu.npy", mmap_mode="r+")
+    volumes[100, 3, 3, 3] += 1
+    volumes.flush()
+    assert ready(str(tmp_path), test_site=None).data_sha256 != before
+    assert "volume_hu.npy was changed after SHA256SUMS was written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"test_site": "Z"}, r"the candidates are from \['A', 'B', 'C'\], got 'Z'"),
+    ],
+)
+def test_a_split_that_cannot_be_says_what_to_change(
+    folder: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        ready(folder, **settings)
+    assert "folds" not in str(error.value)
+    assert "site=:" not in str(error.value)
+
+
+def test_a_part_without_nodules_says_how_many_patients_there_are(
+    candidates: Candidates, tmp_path: Path
+) -> None:
+    table = some(candidates).copy()
+    table["y"] = (np.arange(len(table)) == 5).astype(int)
+    said = "the val part must hold nodules and .* 0 of them nodules, .* 1 of them with a nodule"
+    with pytest.raises(ValueError, match=said):
+        ready(own(candidates, tmp_path, table), test_site=None)
+
+
+def test_one_patient_cannot_be_split(candidates: Candidates, tmp_path: Path) -> None:
+    table = some(candidates).assign(exam="A0000")
+    with pytest.raises(ValueError, match="2 parts needs as many patients at least; found 1"):
+        ready(own(candidates, tmp_path, table), test_site=None)
+
+
+def test_hu_before_the_window_is_what_the_window_makes_rows_of(folder: str) -> None:
+    dm = ready(folder)
+    rows = dm.rows("test", added_hu=100)
+    hu = dm.hu(rows.row, added_hu=100)
+    assert hu.shape == rows.x.shape
+    assert float(hu.min()) < -500, "HU, not windowed"
+    torch.testing.assert_close(dm.window(hu.clone()), rows.x, rtol=0, atol=0)
 
 
 def test_fewer_rows_than_a_batch_are_refused(archive: Path) -> None:
