@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medkit.data.conversations import MARK, Conversation, Turn
 
-__all__ = ["IGNORED", "ChatEncoder", "Encoded", "Pictures", "padded"]
+__all__ = ["IGNORED", "ChatEncoder", "Encoded", "Pictures", "padded", "pictures_of"]
 
 IGNORED = -100  # as a label: nothing is learnt here
 
@@ -145,9 +145,25 @@ def padded(samples: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
         ids[row, : len(one.ids)] = one.ids
         labels[row, : len(one.ids)] = one.labels
         mask[row, : len(one.ids)] = 1
-    names = dict.fromkeys(name for one in samples for name in one.pictures)
-    seen = {
-        name: torch.cat([one.pictures[name] for one in samples if name in one.pictures])
-        for name in names
-    }
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask} | seen
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask} | pictures_of(samples)
+
+
+def pictures_of(samples: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Put the pictures of conversations one behind the other.
+
+    Where models keep them by conversation, ``(1, K, ...)``, and these have different numbers, they
+    are filled up with zeros, which such models leave out.
+    """
+    found = {}
+    for name in dict.fromkeys(name for one in samples for name in one.pictures):
+        parts = [one.pictures[name] for one in samples if name in one.pictures]
+        most = max(part.shape[1] if part.ndim > 1 else 0 for part in parts)
+        if any(part.ndim >= 4 and part.shape[1] < most for part in parts):
+            parts = [_filled(part, most) for part in parts]
+        found[name] = torch.cat(parts)
+    return found
+
+
+def _filled(part: Tensor, most: int) -> Tensor:
+    missing = part.new_zeros(part.shape[0], most - part.shape[1], *part.shape[2:])
+    return torch.cat([part, missing], dim=1)
