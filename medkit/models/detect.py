@@ -5,6 +5,14 @@
     found = detect(model, volume, Search(stride_mm=4), mask=lung_mask(volume))
     found.centres_mm, found.score
     match(found.table("1.2.840..."), nodules)  # medkit.metrics.detection
+
+**A net that was trained on the candidates of a detector is no detector**: it is a false-positive
+reducer, for such candidates (``scores_at``). It has never seen most of what a lung is made of, and
+what it says there, of bronchi or the chest wall, means nothing: it may call all of it a nodule.
+To detect, train on places drawn at random in the lungs as negatives, many times as many as
+nodules, and on the false positives that :func:`detect` finds in the training exams; look within
+:func:`medkit.data.lungs.lung_mask`; and measure by :func:`medkit.metrics.detection.froc` on exams
+that were not trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from medkit.dicom.volume import Volume
 from medkit.models.classifier import LitClassifier
-from medkit.models.patch_scores import PatchForm, scores_of
+from medkit.models.patch_scores import PatchForm, require_ct, scores_of
 
 __all__ = ["Detected", "PatchForm", "Search", "detect", "peaks", "probability_map", "refined"]
 
@@ -84,14 +92,21 @@ def detect(
 ) -> Detected:
     """Look everywhere, keep the best of each neighbourhood, and look closer around these.
 
-    Device and precision: see :func:`medkit.models.patch_scores.scores_at`.
+    Device and precision: see :func:`medkit.models.patch_scores.scores_at`. A long look shows a bar.
 
     Args:
-        model: Classifier of patches ``(B, 1, size, size, size)``.
-        volume: CT in HU, of any orientation and spacing.
+        model: Classifier of patches ``(B, 1, size, size, size)``, trained on places from all over
+            the lungs; one of a detector's candidates alone is a false-positive reducer, see above.
+        volume: CT in HU, of any orientation and spacing. NIfTI and MetaImage files don't say what
+            they hold (unit ""): it is taken for HU.
         search: Patch, strides and what counts as a candidate.
         mask: bool, as ``volume.array``: where to look (:func:`medkit.data.lungs.lung_mask`). None:
             everywhere.
+
+    Raises:
+        TypeError: For an array, which doesn't say where it lies.
+        ValueError: For a volume that is not in HU, or a mask of another shape.
+        FloatingPointError: Where the net returns what is no number.
     """
     search = search or Search()
     probability = probability_map(model, volume, search, mask=mask)
@@ -111,9 +126,11 @@ def probability_map(
     """Return the probability at each place of a grid along the volume's axes; NaN off the mask.
 
     Raises:
+        TypeError: For an array, which doesn't say where it lies.
         ValueError: For a volume that is not in HU, or a mask of another shape.
         FloatingPointError: Where the net returns what is no number.
     """
+    require_ct(volume)
     search = search or Search()
     shape, spacing = np.array(volume.array.shape), np.array(volume.spacing_mm)
     step = search.stride_mm / spacing

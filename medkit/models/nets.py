@@ -32,7 +32,15 @@ def build(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     module_name, _, name = factory.partition(":")
     if module_name.split(".")[0] == "medkit":
         import_module(module_name)
-    found: Any = getattr(sys.modules.get(module_name), name, None)
+    module = sys.modules.get(module_name)
+    found: Any = getattr(module, name, None)
+    known = {} if module is None else vars(module)
+    there = sorted(key for key, one in known.items() if _is_own_net(one, module_name))
+    if found is None and there:
+        raise ValueError(
+            f"a net is named 'package.module:factory', and {module_name} has no {name!r}; it has "
+            f"{there}. Correct the name."
+        )
     if not _makes_a_module(found):
         raise ValueError(
             "a net is named 'package.module:factory', a subclass of nn.Module or a function "
@@ -103,6 +111,12 @@ def cnn2d(
         nn.Dropout(dropout),
         nn.Linear(2 * width, outputs),
     )
+
+
+def _is_own_net(found: Any, module_name: str) -> bool:
+    """Whether it can be named as a net, and is written in this module."""
+    public = not getattr(found, "__name__", "_").startswith("_")
+    return public and getattr(found, "__module__", "") == module_name and _makes_a_module(found)
 
 
 def _makes_a_module(found: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from medkit.data.patches import patches_at
 from medkit.dicom.volume import Volume
 from medkit.models.classifier import LitClassifier
 
-__all__ = ["PatchForm", "scores_at", "scores_of"]
+__all__ = ["PatchForm", "require_ct", "scores_at", "scores_of"]
 
+_LONG = 2000  # patches from which on a bar is shown: some seconds
 Places = Callable[[int, int], NDArray[np.float64]]
 
 
@@ -69,7 +71,8 @@ def scores_at(
 
     Args:
         model: Classifier of patches ``(B, 1, size, size, size)``.
-        volume: CT in HU, of any orientation and spacing.
+        volume: CT in HU, of any orientation and spacing. NIfTI and MetaImage files don't say what
+            they hold (unit ""): it is taken for HU.
         centres_mm: ``(N, 3)`` RAS [mm].
         patch: As in training.
 
@@ -77,6 +80,7 @@ def scores_at(
         float32 ``(N,)``.
 
     Raises:
+        TypeError: For an array, which doesn't say where it lies.
         ValueError: For a volume that is not in HU.
         FloatingPointError: Where the net returns what is no number.
     """
@@ -91,14 +95,13 @@ def scores_of(
 
     So there are never more of them in memory than in a batch.
     """
-    if volume.unit not in ("HU", ""):
-        raise ValueError(
-            f"patches of CT need a volume in HU, got {volume.unit!r}. Convert it, or leave this "
-            "series out."
-        )
+    require_ct(volume)
     out = np.empty(count, np.float32)
     weight = next(model.parameters(), torch.empty(0))
-    bar = tqdm(total=count, unit="patch", unit_scale=True, leave=False, disable=None)
+    bar = tqdm(
+        total=count, desc="scoring patches", unit="patch", unit_scale=True, leave=False,
+        disable=count < _LONG, mininterval=0.1 if sys.stderr.isatty() else 10,
+    )  # fmt: skip
     with torch.inference_mode(), _evaluating(model), _precision(model), bar:
         for first in range(0, count, patch.batch_size):
             stop = min(first + patch.batch_size, count)
@@ -117,6 +120,20 @@ def scores_of(
             "and for weights or a precision that overflow."
         )
     return out
+
+
+def require_ct(volume: Volume) -> None:
+    """Refuse what is no volume, or not in HU."""
+    if not isinstance(volume, Volume):
+        raise TypeError(
+            f"a volume must be a medkit.dicom.Volume, got {type(volume).__name__}. Read it with "
+            "read_volume, or say where an array lies: Volume(array, affine, 'HU')."
+        )
+    if volume.unit not in ("HU", ""):
+        raise ValueError(
+            f"patches of CT need a volume in HU, got {volume.unit!r}. Convert it, or leave this "
+            "series out."
+        )
 
 
 def _precision(model: LitClassifier) -> AbstractContextManager[Any]:

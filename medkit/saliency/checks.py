@@ -21,6 +21,7 @@ from medkit.saliency.volume_net import VolumeNet
 
 Explain = Callable[[VolumeNet, Tensor], VolumeMaps]
 MOST, LEAST = 0.5, 0.2
+FEWEST = 10  # volumes, and exams: a mean over fewer may pass by luck, its interval too
 ROUNDING = 1e-9  # equal maps differ by some 1e-17, which is not above 0
 
 
@@ -55,15 +56,17 @@ class MapVerdict:
     Attributes:
         method: Name of the method.
         checks: All that were made.
+        too_few: Where there were too few volumes or exams to pass: how many; else "".
     """
 
     method: str
     checks: tuple[Check, ...]
+    too_few: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether maps of this method may be shown: something was checked, and nothing failed."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        """Whether maps of this method may be shown: enough was checked, and nothing failed."""
+        return bool(self.checks) and not self.too_few and all(c.passed for c in self.checks)
 
     def __str__(self) -> str:
         if not self.checks:
@@ -71,6 +74,9 @@ class MapVerdict:
         if self.passed:
             return f"{self.method} passes: " + "; ".join(map(str, self.checks))
         bad = [f"{check}: {check.why}" for check in self.checks if not check.passed]
+        if not bad:
+            found = "; ".join(map(str, self.checks))
+            return f"too few to judge {self.method}: {self.too_few}; nothing has failed: {found}"
         return f"do not use {self.method}: " + "; ".join(bad)
 
     def on(self, maps: VolumeMaps) -> VolumeMaps:
@@ -106,7 +112,8 @@ def examine(
         explain: ``explain(of, volume_hu)``, such as ``integrated_gradients``, or
             ``lambda of, hu: integrated_gradients(of, hu).in_blocks(4)``.
         of: The trained net.
-        volume_hu: Some 30 volumes of different exams, ``(B, 1, H, W, D)`` [HU].
+        volume_hu: Some 30 volumes of different exams, ``(B, 1, H, W, D)`` [HU]. With fewer than
+            10 volumes or exams nothing passes.
         seeds: Nets that were trained alike with other seeds: maps must be alike.
         shuffled: Nets trained alike on shuffled labels: maps must not be.
         mask: Where the nodules are, bool ``(B, H, W, D)``.
@@ -140,7 +147,10 @@ def examine(
             "area of deletion, below random nets' maps", gain, "not surely below 0", not worse, why
         )
     )
-    return MapVerdict(first.method, tuple(found))
+    count = len(volume_hu)
+    exams = count if groups is None else len(np.unique(np.asarray(groups)))
+    few = f"{count} volumes of {exams} exams, at least {FEWEST} of {FEWEST} exams are needed"
+    return MapVerdict(first.method, tuple(found), few if min(count, exams) < FEWEST else "")
 
 
 def random_net(of: VolumeNet, draw: int = 0, *, seed: int = 0) -> VolumeNet:

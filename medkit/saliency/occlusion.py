@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from medkit.saliency.volume_maps import VolumeMaps
-from medkit.saliency.volume_net import Part, VolumeNet, mapped
+from medkit.saliency.volume_net import Part, VolumeNet, mapped, shape_of
 
 Block = tuple[slice, slice, slice]
 
@@ -41,14 +40,14 @@ def occlusion(
             value that they would have without ``refine``, and the others keep the coarse one.
 
     Raises:
-        ValueError: For sides, strides or shares that can't be.
+        ValueError: For volumes of another shape, and sides, strides or shares that can't be.
         Interrupted: On Ctrl-C, with the maps that are done.
     """
-    sides = np.shape(volume_hu)[2:]
-    if not 1 <= stride <= side or (sides and side > min(sides)):
+    sides = tuple(shape_of(volume_hu)[2:])
+    if not 1 <= stride <= side or side > min(sides):
         raise ValueError(
             "blocks must cover the volume and fit into it: 1 <= stride <= side <= "
-            f"{min(sides, default=0)} voxels; got side={side}, stride={stride}. A side a little "
+            f"{min(sides)} voxels; got side={side}, stride={stride}. A side a little "
             "below a nodule's diameter and a stride of half of it are usual."
         )
     if refine is not None and not 0 < refine <= 1:

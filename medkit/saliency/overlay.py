@@ -124,9 +124,9 @@ def montage(
             ax.set_title(titles[place], fontsize="small")
     for ax in grid[count:]:
         ax.set_axis_off()
-    figure.colorbar(colours, ax=grid, shrink=0.8, label=f"{maps.method} [{maps.unit}]")
-    said = f"{maps}; CT from {window_hu[0]:g} to {window_hu[1]:g} HU"
-    figure.suptitle(fill(said, max(40, int(14 * figure.get_figwidth()))), fontsize="small")
+    label = fill(f"{maps.method} [{maps.unit}]", max(16, int(8 * figure.get_figheight())))
+    figure.colorbar(colours, ax=grid, shrink=0.8).set_label(label, fontsize="small")
+    figure.suptitle(_title(maps, window_hu, figure.get_figwidth()), fontsize="small")
     return grid[:count]
 
 
@@ -186,13 +186,20 @@ def save_montage(
     titles: Sequence[str] = (),
 ) -> Path:
     """Write a montage as an image; the end of the name says which kind (.png, .svg, .pdf)."""
-    rows = -(-len(maps.values) // 6)
-    figure = Figure(figsize=(10.5, 1.2 + 1.8 * rows))
+    count = len(maps.values)
+    rows, width = -(-count // 6), max(4.5, 1.5 + 1.5 * min(count, 6))
+    lines = _title(maps, LUNG_HU, width).count("\n") + 1
+    figure = Figure(figsize=(width, 0.8 + 0.15 * max(lines, 3) + 1.8 * rows))
     montage(figure, volume_hu, maps, spacing_mm=spacing_mm, titles=titles)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _title(maps: VolumeMaps, window_hu: tuple[float, float], width: float) -> str:
+    said = f"{maps}; CT from {window_hu[0]:g} to {window_hu[1]:g} HU"
+    return fill(said, max(40, int(14 * width)))
 
 
 def _scale_bar(ax: Axes, width_mm: float, height_mm: float) -> None:

@@ -146,8 +146,8 @@ def mapped(
     Raises:
         Interrupted: On Ctrl-C, with the maps that are done.
     """
-    count, done = _shape(volume_hu)[0], 0
-    whole = Part(torch.zeros(0, *_shape(volume_hu)[2:]))
+    count, done = shape_of(volume_hu)[0], 0
+    whole = Part(torch.zeros(0, *shape_of(volume_hu)[2:]))
 
     def made() -> VolumeMaps:
         delta, nodes = (None if one is None else one[:done] for one in whole[1:])
@@ -171,7 +171,8 @@ def mapped(
     return made()
 
 
-def _shape(volume_hu: ArrayLike | Tensor) -> torch.Size:
+def shape_of(volume_hu: ArrayLike | Tensor) -> torch.Size:
+    """Return the shape of volumes; refuse what is not ``(B, 1, H, W, D)``."""
     shape = torch.Size(getattr(volume_hu, "shape", ()))
     if len(shape) != 5 or shape[1] != 1 or 0 in shape:
         raise ValueError(
@@ -185,7 +186,7 @@ def _groups(
     of: VolumeNet, volume_hu: ArrayLike | Tensor, group: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the place of the first volume and some volumes, checked, on the net's device."""
-    shape = _shape(volume_hu)
+    shape = shape_of(volume_hu)
     device = next((p.device for p in of.net.parameters()), torch.device("cpu"))
     size = group or of.lanes(shape)
     for first in range(0, shape[0], size):

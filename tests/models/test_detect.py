@@ -238,11 +238,30 @@ def test_what_cannot_be_searched_is_refused() -> None:
     suv = Volume(volume.array, volume.affine, "BQML")
     with pytest.raises(ValueError, match=r"need a volume in HU, got 'BQML'. Convert"):
         detect(model, suv, SEARCH)
+    with pytest.raises(TypeError, match=r"must be a medkit\.dicom\.Volume, got ndarray. Read it"):
+        detect(model, volume.array, SEARCH)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"mask must be bool of shape \(40, 44, 28\).*int64"):
         detect(model, volume, SEARCH, mask=np.ones(volume.array.shape, np.int64))
     volume.array[20, 22, 14] = np.nan
     with pytest.raises(FloatingPointError, match=r"probabilities must be numbers.*Look for NaN"):
         detect(model, volume, SEARCH)
+
+
+def test_a_file_that_says_no_unit_is_taken_for_hu() -> None:
+    volume, model = volume_with(((20, 22, 14), 50)), ball_model()
+    unsaid = Volume(volume.array, volume.affine, "")
+    assert (detect(model, unsaid, SEARCH).score == detect(model, volume, SEARCH).score).all()
+
+
+def test_a_long_look_is_seen_without_a_terminal_and_a_short_one_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, model = volume_with(), ball_model()
+    scores_at(model, volume, [[0, 0, 0]], FORM)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("medkit.models.patch_scores._LONG", 100)
+    scores_at(model, volume, np.zeros((100, 3)), FORM)
+    assert "scoring patches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"stride_mm": 0}, {"refine_mm": 0}, {"most": 0}])

@@ -52,7 +52,6 @@ def test_a_class_of_nets_is_a_factory_too() -> None:
         "os:system",  # callable and imported, but no net
         "torch.hub:load",  # gives a net, by running code from the network
         "antigravity:fly",  # importing it does something
-        "medkit.models.nets:nothing",
         "medkit.models.nets:import_module",
         "mlp",
     ],
@@ -60,3 +59,9 @@ def test_a_class_of_nets_is_a_factory_too() -> None:
 def test_a_name_that_makes_no_net_is_never_called(name: str) -> None:
     with pytest.raises(ValueError, match=r"named 'package\.module:factory'.*got '.*don't load it"):
         build(name, {})
+
+
+def test_a_misspelt_factory_is_told_from_the_names_that_are_there() -> None:
+    said = r"medkit\.models\.monai_nets has no 'resnt'; it has \['densenet', .*'resnet', 'vit'\]"
+    with pytest.raises(ValueError, match=said):
+        build("medkit.models.monai_nets:resnt", {})

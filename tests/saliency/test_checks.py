@@ -176,6 +176,21 @@ def test_nothing_checked_is_not_passed() -> None:
     assert str(MapVerdict("made", ())) == "made: not checked"
 
 
+def test_too_few_volumes_or_exams_never_pass(nets: list[nn.Module]) -> None:
+    hu, y, _ = planted(0, 2 * COUNT)
+    of, hu = VolumeNet(nets[0], window), hu[y == 1]
+    few = examine(occluded, of, hu[:1], draws=3)
+    assert not few.passed
+    assert str(few).startswith(
+        "too few to judge occlusion: 1 volumes of 1 exams, at least 10 of 10 exams are needed; "
+    )
+    assert usable({"occlusion": few}) == []
+    assert examine(occluded, of, hu, draws=3).passed, "the same with enough"
+    of_few = examine(occluded, of, hu, draws=3, groups=np.arange(COUNT) // 2)
+    assert not of_few.passed
+    assert "12 volumes of 6 exams" in str(of_few)
+
+
 def test_one_failed_check_is_enough() -> None:
     good = Check("a", Metric(0.1, 0.0, 0.2, 0.95, 9), "at most 0.5", True, "x")
     bad = Check("b", Metric(0.1, n=9), "above 0.2", False, "it is low")

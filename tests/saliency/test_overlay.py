@@ -67,6 +67,26 @@ def test_a_montage_is_saved(tmp_path: Path, end: str) -> None:
     assert path.stat().st_size > 5_000
 
 
+def test_a_montage_of_one_is_no_wider_than_it_needs_and_its_texts_stay_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: made.append(self))
+    one = replace(maps().take([0]), method="GradientSHAP of the mean of five nets in blocks of 4")
+    save_montage(tmp_path / "one.png", HU[:1], one)
+    save_montage(tmp_path / "all.png", HU, maps())
+    assert made[0].get_figwidth() < 5
+    made[0].draw_without_rendering()
+    image, bar = made[0].axes[0].get_window_extent(), made[0].axes[1]
+    assert image.x1 - image.x0 > 0.3 * made[0].bbox.width, "the candidate fills its figure"
+    for text in (bar.yaxis.label, made[0]._suptitle):
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= made[0].bbox.x1
+        assert box.y1 <= made[0].bbox.y1
+
+
 def test_what_does_not_belong_together_is_refused() -> None:
     ax = Figure().subplots()
     with pytest.raises(ValueError, match=r"got \(12, 12, 6\), \(12, 12, 5\) and slice None"):

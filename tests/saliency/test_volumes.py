@@ -359,3 +359,9 @@ def test_what_cannot_be_explained_is_refused(net: nn.Module, volumes: Tensor) ->
         attention(of, volumes, way="flow")
     with pytest.raises(ValueError, match="Grad-CAM does not"):
         grad_cam(of, volumes).residual()
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (1, 16, 16, 16), (1, 2, 16, 16, 16)])
+def test_occlusion_says_which_axes_are_missing(net: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"volumes must be \(B, 1, H, W, D\) in HU, got shape"):
+        occlusion(VolumeNet(net, lambda hu: hu / 1000), torch.full(shape, -500.0))
