@@ -22,7 +22,7 @@ from medkit.dicom.deidentify_pixels import strip_pixels, why_risky
 from medkit.dicom.deidentify_profile import CODES, TABLE, Profile
 from medkit.dicom.errors import DicomError
 from medkit.dicom.header import parsing, read_dataset
-from medkit.dicom.series import files_below
+from medkit.dicom.selection import files_below
 from medkit.record.files import write_bytes, write_json
 from medkit.record.pseudonym import key_path, pseudonym_key
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medkit.dicom.errors import DicomError
 from medkit.dicom.frames import Frame
+from medkit.dicom.selection import few
 
 __all__ = ["Grid", "arrange"]
 
@@ -54,13 +55,16 @@ class Grid:
         return np.array_equal(self.places, np.arange(self.depth))
 
 
-def arrange(frames: Sequence[Frame], *, resample: bool = False, max_gap: int = 2) -> Grid:
+def arrange(
+    frames: Sequence[Frame], *, resample: bool = False, max_gap: int = 2, unread: Sequence[str] = ()
+) -> Grid:
     """Order the frames of one stack and find their affine.
 
     Args:
         frames: One a position, of one plane and size.
         resample: Whether unequal steps are taken, to be resampled to equal ones.
         max_gap: Slices that may be missing in a row then.
+        unread: Files that cannot be read and may be slices: a refusal names them.
 
     Raises:
         DicomError: Where they are no stack, or its geometry is not said.
@@ -81,7 +85,7 @@ def arrange(frames: Sequence[Frame], *, resample: bool = False, max_gap: int = 2
     along = position @ normal
     order = np.argsort(along, kind="stable")
     frames = tuple(frames[i] for i in order)
-    position, along = position[order], along[order]
+    position = position[order]
     notes: list[str] = []
     if len(frames) == 1:
         thickness = first.header.number("SpacingBetweenSlices") or 0.0
@@ -91,7 +95,7 @@ def arrange(frames: Sequence[Frame], *, resample: bool = False, max_gap: int = 2
         notes.append(f"one slice: the step to the next is {said}")
         places, depth = np.zeros(1), 1
     else:
-        step, places, depth = _steps(frames, position, along, normal, resample, max_gap, notes)
+        step, places, depth = _steps(frames, position, normal, resample, max_gap, unread, notes)
     tilt = _tilt(step, normal)
     if tilt > _SHEAR_DEGREES:
         notes.append(
@@ -180,13 +184,14 @@ def _require_like(frame: Frame, first: Frame, size: tuple[int, int]) -> None:
 def _steps(
     frames: Sequence[Frame],
     position: NDArray[np.float64],
-    along: NDArray[np.float64],
     normal: NDArray[np.float64],
     resample: bool,
     max_gap: int,
+    unread: Sequence[str],
     notes: list[str],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
     """Return the step from slice to slice, each slice's place in steps, and how many there are."""
+    along = position @ normal
     count, gaps = len(frames), np.diff(along)
     usual = float(np.sort(gaps)[(count - 2) // 2])
     least = float(gaps.min())  # with many slices missing, the usual gap is of several steps
@@ -227,14 +232,24 @@ def _steps(
         raise DicomError(
             problem,
             f"{Path(frames[0].header.path).parent}: slices must lie at equal steps, here "
-            f"{usual:g} mm; {said} between {between}{far}. Export the series again; or pass "
-            "resample=True, which fills small gaps from the slices beside them and says which.",
+            f"{usual:g} mm; {said} between {between}{far}. {_restore(unread)}; or "
+            "pass resample=True, which fills small gaps from the slices beside them and says "
+            "which.",
             *around,
+            *unread,
         )
     depth = int(np.floor(places[-1] + 1e-6)) + 1
     names = " and ".join(Path(path).name for path in around)
     notes.append(f"resampled along the stack to steps of {usual:g} mm: {said} between {names}")
     return step, places, depth
+
+
+def _restore(unread: Sequence[str]) -> str:
+    """Return the remedy that invents no voxel."""
+    if not unread:
+        return "Export the series again"
+    what = "one: restore it" if len(unread) == 1 else "ones: restore them"
+    return f"{few(unread)} cannot be read and may be the missing {what}, or export the series again"
 
 
 def _off(steps: NDArray[np.float64]) -> float:

@@ -65,6 +65,7 @@ class Series:
         description: SeriesDescription.
         said: What its first file says, by name.
         paths: Its files.
+        beside: Files of the same folders that are in no series, as ``Index.problems`` has them.
     """
 
     uid: str
@@ -74,14 +75,18 @@ class Series:
     description: str
     said: dict[str, str]
     paths: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Series({self.uid}, {self.modality or '?'}, {len(self.paths)} file(s))"
 
     def read(self, **options: Any) -> Volume:
         """Read the volume; see :func:`~medkit.dicom.series.read_series`."""
-        return read_series(self.paths, **options)
+        return read_series(self.paths, beside=self.beside, **options)
 
     def read_stacks(self, **options: Any) -> dict[str, Volume]:
         """Read the volumes at the same places; see :func:`~medkit.dicom.series.read_stacks`."""
-        return read_stacks(self.paths, **options)
+        return read_stacks(self.paths, beside=self.beside, **options)
 
 
 @dataclass
@@ -105,7 +110,10 @@ class Index:
         for path, entry in self.files.items():
             if not entry.problem:
                 by_uid.setdefault(entry.said.get("SeriesInstanceUID", ""), []).append(path)
-        found = [self._series(uid, sorted(paths)) for uid, paths in by_uid.items()]
+        lost: dict[str, list[str]] = {}
+        for path in self.problems:
+            lost.setdefault(os.path.dirname(path), []).append(path)
+        found = [self._series(uid, sorted(paths), lost) for uid, paths in by_uid.items()]
         return sorted(found, key=lambda one: (one.patient, one.study, one.uid))
 
     @property
@@ -168,8 +176,15 @@ class Index:
         lost = len(self.problems)
         return text + (f"; {lost} file(s) in none, see problems" if lost else "")
 
-    def _series(self, uid: str, paths: Sequence[str]) -> Series:
+    def _series(self, uid: str, paths: Sequence[str], lost: dict[str, list[str]]) -> Series:
         said = self.files[paths[0]].said
+        folders = sorted({os.path.dirname(path) for path in paths})
+        beside = [
+            path
+            for folder in folders
+            for path in sorted(lost.get(folder, ()))
+            if self.files[path].said.get("SeriesInstanceUID", uid) in ("", uid)
+        ]
         return Series(
             uid=uid,
             patient=said.get("PatientID", ""),
@@ -178,6 +193,7 @@ class Index:
             description=said.get("SeriesDescription", ""),
             said=said,
             paths=tuple(os.path.join(self.folder, path) for path in paths),
+            beside=tuple(os.path.join(self.folder, path) for path in beside),
         )
 
 

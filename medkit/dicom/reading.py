@@ -14,7 +14,8 @@ from medkit.dicom.header import read_header
 from medkit.dicom.metaimage import read_metaimage
 from medkit.dicom.notes import unit_of
 from medkit.dicom.pixels import AIR_HU, read_slices
-from medkit.dicom.series import Source, read_series
+from medkit.dicom.selection import Source
+from medkit.dicom.series import read_series
 from medkit.dicom.volume import Volume
 
 __all__ = ["read_image", "read_volume"]

@@ -11,26 +11,23 @@ What is refused, by the name that :class:`DicomError` carries: ``other_patient``
 
 from __future__ import annotations
 
-import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medkit.dicom.errors import DicomError
 from medkit.dicom.frames import STACKS, Frame, frames_of
 from medkit.dicom.grid import arrange, normal_of
-from medkit.dicom.header import Header, read_header
-from medkit.dicom.notes import provenance, remarks, unit_of
+from medkit.dicom.notes import numbering, provenance, remarks, unit_of
 from medkit.dicom.pixels import AIR_HU, read_slices
 from medkit.dicom.resampling import at_equal_steps, sheared_back
+from medkit.dicom.selection import Source, few, files_below, select
 from medkit.dicom.volume import Volume
 
-__all__ = ["read_series", "read_stacks"]
+__all__ = ["files_below", "read_series", "read_stacks"]
 
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _SAME_PLACE_MM = 0.01
 _SAME_PLANE = 0.999  # cosine of 2.5 degrees
 _SCOUT_PLANE = 0.8  # cosine of 37 degrees: a localizer lies across the stack, not nearly along it
@@ -44,6 +41,7 @@ def read_series(
     resample: bool = False,
     max_gap: int = 2,
     deshear: bool = False,
+    beside: Sequence[str] = (),
 ) -> Volume:
     """Read the slices of one series as a volume, CT in HU.
 
@@ -61,12 +59,15 @@ def read_series(
         max_gap: See ``resample``.
         deshear: Resample a stack from a tilted gantry to slices at a right angle to the line on
             which they lie; what was outside becomes air.
+        beside: Files of the same folders that are in no series, as an index knows them: named in
+            the notes, and where a slice is missing.
 
     Raises:
         DicomError: See above, and :mod:`medkit.dicom.series`.
         FileNotFoundError: For a source that is not there.
     """
-    stacks, notes = _stacks_of(source, series)
+    found = _stacks_of(source, series, beside)
+    stacks = found.stacks
     if stack is None and len(stacks) > 1:
         frame = next(iter(stacks.values()))[0]
         raise frame.bad(
@@ -77,154 +78,53 @@ def read_series(
     if stack is not None and stack not in stacks:
         raise ValueError(f"stack must be one of {', '.join(stacks) or 'none'}; got {stack!r}.")
     frames = next(iter(stacks.values())) if stack is None else stacks[stack]
-    return _volume(frames, notes, resample, max_gap, deshear)
+    return _volume(frames, found, resample, max_gap, deshear)
 
 
 def read_stacks(
     source: Source, *, series: str | None = None, resample: bool = False, max_gap: int = 2,
-    deshear: bool = False,
+    deshear: bool = False, beside: Sequence[str] = (),
 ) -> dict[str, Volume]:  # fmt: skip
     """Read each stack of a series, such as its time points, by name; see :func:`read_series`."""
-    stacks, notes = _stacks_of(source, series)
+    found = _stacks_of(source, series, beside)
     return {
-        name: _volume(frames, notes, resample, max_gap, deshear) for name, frames in stacks.items()
+        name: _volume(frames, found, resample, max_gap, deshear)
+        for name, frames in found.stacks.items()
     }
 
 
-def _stacks_of(source: Source, series: str | None) -> tuple[dict[str, Sequence[Frame]], list[str]]:
+@dataclass
+class _Found:
+    """The frames of each stack, and what is known of the whole series.
+
+    Attributes:
+        stacks: Frames by the stack's name.
+        lost: See :class:`~medkit.dicom.selection.Selection`.
+        numbers: InstanceNumber of each file, as it is written, also of those that are no slice.
+        notes: What was noted.
+    """
+
+    stacks: dict[str, Sequence[Frame]]
+    lost: list[str]
+    numbers: list[bytes]
+    notes: list[str]
+
+
+def _stacks_of(source: Source, series: str | None, beside: Sequence[str] = ()) -> _Found:
     """Return the frames of each stack of the series asked for, and what was noted."""
-    notes: list[str] = []
-    headers = _chosen(_headers(source, notes), series)
-    _require_one_origin(headers)
-    headers = _without_copies(headers, notes)
+    selection = select(source, series, beside)
+    headers, notes = selection.headers, selection.notes
     images = [header for header in headers if header.has_pixels]
     if len(images) < len(headers):
-        notes.append(f"{len(headers) - len(images)} object(s) without pixels left out")
+        empty = [header.path for header in headers if not header.has_pixels]
+        notes.append(f"{len(empty)} object(s) without pixels left out: {few(empty)}")
     if not images:
         raise headers[0].bad("no_images", "a series must have images, and has none")
     notes += sorted({f"{len(images)} file(s): {note}" for h in images for note in h.notes})
     frames = [frame for header in images for frame in frames_of(header)]
-    return _split(_one_plane(frames, notes), notes), notes
-
-
-def _headers(source: Source, notes: list[str]) -> list[Header]:
-    """Read the headers of all files; those that are no DICOM are noted."""
-    several = [source] if isinstance(source, str | os.PathLike) else list(source)
-    paths: list[str] = []
-    for one in several:
-        if os.path.isdir(one):
-            paths += files_below(one)
-        elif os.path.exists(one):
-            paths.append(os.fspath(one))
-        else:
-            raise FileNotFoundError(f"{os.fspath(one)} must be a folder or a DICOM file; not there")
-    alone = len(paths) == 1
-    headers, strangers = [], []
-    for path in paths:
-        try:
-            headers.append(read_header(path))
-        except DicomError as error:
-            if error.problem != "not_dicom" or alone:
-                raise
-            strangers.append(path)
-    if strangers:
-        notes.append(f"{len(strangers)} file(s) that are no DICOM left out: {_few(strangers)}")
-    if not headers:
-        raise DicomError(
-            "no_images", f"{os.fspath(several[0])} must hold DICOM files; found none of "
-            f"{len(paths)} file(s)",
-        )  # fmt: skip
-    return headers
-
-
-def files_below(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the files of a folder and below it, by name; links to folders are not followed."""
-    found: list[str] = []
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        found += [os.path.join(where, name) for name in sorted(names)]
-    return found
-
-
-def _chosen(headers: list[Header], wanted: str | None) -> list[Header]:
-    """Return the headers of one series."""
-    if wanted is None and len({header.values.get("SeriesInstanceUID") for header in headers}) == 1:
-        return headers
-    by_series: dict[str, list[Header]] = defaultdict(list)
-    for header in headers:
-        by_series[header.text("SeriesInstanceUID")].append(header)
-    if wanted is not None:
-        matching = [uid for uid in by_series if uid.endswith(wanted)]
-        if len(matching) != 1:
-            raise ValueError(
-                f"series must be the end of one SeriesInstanceUID of {len(by_series)}, got "
-                f"{wanted!r}, which fits {len(matching)}: {_listed(by_series)}"
-            )
-        return by_series[matching[0]]
-    with_images = {uid: hs for uid, hs in by_series.items() if any(h.has_pixels for h in hs)}
-    if len(with_images) == 1:
-        return next(iter(with_images.values()))
-    raise DicomError(
-        "several_series",
-        f"{Path(headers[0].path).parent} holds {len(by_series)} series, and one makes a volume: "
-        f"{_listed(by_series)}. Pass series=<the end of its UID>.",
-        *(own[0].path for own in by_series.values()),
-    )
-
-
-def _listed(by_series: dict[str, list[Header]]) -> str:
-    return "; ".join(
-        f"{uid or '(no UID)'} ({len(own)} {own[0].text('Modality')} files, "
-        f"{own[0].text('SeriesDescription') or 'no description'})"
-        for uid, own in list(by_series.items())[:8]
-    )
-
-
-def _require_one_origin(headers: Sequence[Header]) -> None:
-    """Refuse files of several patients, studies or modalities in one series."""
-    for name, problem, what in (
-        ("PatientID", "other_patient", "patient"),
-        ("StudyInstanceUID", "other_study", "study"),
-        ("Modality", "other_modality", "modality"),
-    ):
-        if len({header.values.get(name) for header in headers}) == 1:
-            continue
-        said = Counter(header.text(name) for header in headers)
-        if len(said) == 1:
-            continue
-        usual = said.most_common(1)[0][0]
-        other = next(header for header in headers if header.text(name) != usual)
-        raise other.bad(
-            problem,
-            f"all files of a series must be of one {what}; by {name} this one is not of that of "
-            f"the other {said[usual]}",
-            "Two exports were mixed: nothing in this folder is safe until it is known which.",
-        )
-
-
-def _without_copies(headers: Sequence[Header], notes: list[str]) -> list[Header]:
-    """Leave exact copies of an instance out; refuse two that differ under one UID."""
-    if len({header.values.get("SOPInstanceUID", b"") for header in headers}) == len(headers):
-        return list(headers)
-    seen: dict[str, Header] = {}
-    kept: list[Header] = []
-    copies: list[str] = []
-    for header in headers:
-        uid = header.text("SOPInstanceUID")
-        first = seen.setdefault(uid, header) if uid else header
-        if first is header:
-            kept.append(header)
-        elif Path(first.path).read_bytes() == Path(header.path).read_bytes():
-            copies.append(header.path)
-        else:
-            raise header.bad(
-                "same_uid",
-                f"an instance must be there once; this one and {first.path} have one "
-                "SOPInstanceUID and differ",
-            )
-    if copies:
-        notes.append(f"{len(copies)} exact copy or copies left out: {_few(copies)}")
-    return kept
+    stacks = _split(_one_plane(frames, notes), notes)
+    numbers = [header.values.get("InstanceNumber", b"") for header in headers]
+    return _Found(stacks, selection.lost, numbers, notes)
 
 
 def _one_plane(frames: list[Frame], notes: list[str]) -> list[Frame]:
@@ -249,7 +149,7 @@ def _one_plane(frames: list[Frame], notes: list[str]) -> list[Frame]:
     if len(stack) >= 3 and len(stack) > 2 * len(rest) and across:
         notes.append(
             f"{len(rest)} localizer(s) across the stack left out: "
-            f"{_few([f.header.path for f in rest])}"
+            f"{few([f.header.path for f in rest])}"
         )
         return [f for f in frames if f not in rest]
     raise rest[0].bad(
@@ -295,9 +195,9 @@ def _split(frames: list[Frame], notes: list[str]) -> dict[str, Sequence[Frame]]:
 
 
 def _volume(
-    frames: Sequence[Frame], notes: Sequence[str], resample: bool, max_gap: int, deshear: bool
+    frames: Sequence[Frame], found: _Found, resample: bool, max_gap: int, deshear: bool
 ) -> Volume:
-    grid = arrange(frames, resample=resample, max_gap=max_gap)
+    grid = arrange(frames, resample=resample, max_gap=max_gap, unread=found.lost)
     bare = [frame for frame in grid.frames if not frame.rescaled]
     if 0 < len(bare) < len(grid.frames):
         raise bare[0].bad(
@@ -317,7 +217,9 @@ def _volume(
     air = AIR_HU if unit == "HU" else 0.0
     slices = np.empty((len(grid.frames), grid.frames[0].rows, grid.frames[0].columns), np.float32)
     padding = read_slices(grid.frames, slices, air=air)
-    notes = [*notes, *grid.notes, *remarks(grid, slices)]
+    padded = air if padding.declared else None
+    notes = [*found.notes, *grid.notes, *numbering(grid, found.numbers)]
+    notes += remarks(grid, slices, padded)
     if padding.declared:
         notes.append(f"{padding.declared:,} padded pixels set to {air:g}")
     affine = grid.affine
@@ -333,8 +235,3 @@ def _volume(
         provenance=provenance(grid, padding.declared),
         notes=tuple(notes),
     )
-
-
-def _few(paths: Iterable[str]) -> str:
-    names = [Path(path).name for path in paths]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -32,6 +32,14 @@ class Volume:
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        spacing = " x ".join(f"{mm:.4g}" for mm in self.spacing_mm)
+        series = self.provenance.get("series_uid") or self.provenance.get("name") or "no series UID"
+        return (
+            f"Volume({tuple(self.array.shape)}, {spacing} mm, {self.unit or 'no unit'}, {series}, "
+            f"{len(self.notes)} note(s))"
+        )
+
     @property
     def slices(self) -> NDArray[np.float32]:
         """The same numbers slice by slice, ``(D, H, W)``."""
