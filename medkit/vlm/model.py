@@ -15,6 +15,7 @@ from medkit.data.chat import IGNORED
 from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
+from medkit.vlm.adapters import Adapters
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 
 __all__ = ["LitVLM", "loss_sum"]
@@ -38,6 +39,8 @@ class LitVLM(LeanModule):
         model: Factory of the model, as "package.module:name", which a checkpoint can call again.
         model_args: The factory's arguments, plain types.
         freeze: Keys of :class:`~medkit.vlm.groups.FreezePolicy`, as ms-swift has them.
+        lora: Keys of :class:`~medkit.vlm.adapters.Adapters`: train low-rank adapters, and of the
+            model itself only what its ``full`` names. Instead of ``freeze``.
         prefixes: Group -> names of modules, for a family that is not known.
         total_steps: Optimizer steps of the whole training, for warm-up and cosine; None: a
             constant rate.
@@ -54,6 +57,7 @@ class LitVLM(LeanModule):
         model_args: Mapping[str, Any] | None = None,
         *,
         freeze: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = None,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         total_steps: int | None = None,
         lr: float = 1e-3,
@@ -64,11 +68,21 @@ class LitVLM(LeanModule):
     ) -> None:
         super().__init__()
         model_args, freeze = dict(model_args or {}), dict(freeze or {})
+        lora = None if lora is None else dict(lora)
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
         require_steps(total_steps)
         self.model: Any = build(model, model_args)
+        if lora is not None:
+            if freeze:
+                raise ValueError(
+                    "what is trained is said by freeze or by lora, not by both: beside adapters, "
+                    "lora's full names the groups that are trained as a whole."
+                )
+            self.model = Adapters.of(lora).add_to(self.model, prefixes)
+            self.frozen = Frozen(self.model, groups_of(self.model, prefixes))
+        else:
+            self.frozen = _policy(freeze).apply(self.model, prefixes)
         self.groups = groups_of(self.model, prefixes)
-        self.frozen: Frozen = _policy(freeze).apply(self.model, prefixes)
         self.total_steps = total_steps
         self.lr = {"llm": lr, "vision": vit_lr or lr, "aligner": aligner_lr or lr}
         self.weight_decay = weight_decay

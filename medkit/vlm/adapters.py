@@ -1,0 +1,156 @@
+"""Low-rank adapters, by group: which layers get one is said by whole names, never by an ending.
+
+``target_modules=["q_proj", "v_proj"]`` puts adapters into the vision tower too wherever that has
+layers of these names, and ms-swift's freeze flags say nothing to a list. Here a group's linear
+layers are looked up, and each is named to PEFT as a whole.
+
+LoRA is Hu et al. 2021, DoRA Liu et al. 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medkit.vlm.extra import require
+from medkit.vlm.groups import GROUPS, groups_of
+
+__all__ = ["Adapters", "linear_layers", "merged"]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What is adapted and how; ``lora_rank``, ``lora_alpha`` and ``lora_dropout`` as in ms-swift.
+
+    Attributes:
+        groups: Whose linear layers get an adapter.
+        lora_rank: Of the two matrices.
+        lora_alpha: What is learnt is scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: Before the first matrix.
+        use_dora: Learn the length of each weight's columns apart from their direction.
+        targets: Ends of names, such as "q_proj", that narrow the groups' layers; (): all.
+        skip: Layers left out, by whole names.
+        full: Groups trained as a whole instead, such as "aligner".
+    """
+
+    groups: tuple[str, ...] = ("vision", "aligner", "llm")
+    lora_rank: int = 8
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    use_dora: bool = False
+    targets: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    full: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        both = set(self.groups) & set(self.full)
+        if not self.groups or not {*self.groups, *self.full} <= set(GROUPS) or both:
+            raise ValueError(
+                f"groups to adapt, at least one, and others to train in full are of {list(GROUPS)}"
+                f"; got {self.groups} and {self.full}. Name each once."
+            )
+        if self.lora_rank < 1 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                "adapters need a lora_rank of 1 or more and a lora_dropout from 0 to below 1, got "
+                f"{self.lora_rank} and {self.lora_dropout}."
+            )
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Adapters:
+        """Read plain values.
+
+        Raises:
+            ValueError: For a key that is not known.
+        """
+        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(
+                f"adapters have the keys {list(cls.__dataclass_fields__)}, as ms-swift's where "
+                f"these mean the same; found {unknown}. Spell them alike."
+            )
+        several = ("groups", "targets", "skip", "full")
+        plain: dict[str, Any] = {
+            k: tuple(v) if k in several and not isinstance(v, str) else v
+            for k, v in settings.items()
+        }
+        return cls(**plain)
+
+    def add_to(
+        self, model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None = None
+    ) -> nn.Module:
+        """Return the model with adapters, which are trained, as is what ``full`` names.
+
+        Raises:
+            ValueError: Where a target or a name to skip fits nothing.
+        """
+        peft = require("peft")
+        groups = groups_of(model, prefixes)
+        names = linear_layers(model, self.groups, prefixes)
+        for one in self.targets:
+            if not any(name.split(".")[-1] == one for name in names):
+                ends = sorted({name.split(".")[-1] for name in names})
+                raise ValueError(
+                    f"targets must be ends of names of linear layers in {self.groups}; {one!r} is "
+                    f"none of {ends}."
+                )
+        if self.targets:
+            names = [name for name in names if name.split(".")[-1] in self.targets]
+        unknown = [one for one in self.skip if not any(_within(n, one) for n in names)]
+        if unknown:
+            raise ValueError(
+                f"skip must name layers as a whole; {unknown} fit none of {len(names)}, such as "
+                f"{names[:3]}."
+            )
+        names = [name for name in names if not any(_within(name, one) for one in self.skip)]
+        config = peft.LoraConfig(
+            r=self.lora_rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            use_dora=self.use_dora,
+            target_modules=names,
+        )
+        adapted: nn.Module = peft.get_peft_model(model, config)
+        for name, value in adapted.named_parameters():
+            if groups.get(name.removeprefix("base_model.model.")) in self.full:
+                value.requires_grad_(True)
+        return adapted
+
+
+def linear_layers(
+    model: nn.Module, groups: Sequence[str], prefixes: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Return the names of the linear layers of some groups, but for the last one, ``lm_head``."""
+    of = groups_of(model, prefixes)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and of.get(f"{name}.weight") in groups
+        and name.split(".")[-1] != "lm_head"
+    ]
+
+
+def merged(model: Any, outputs: Callable[[Any], Tensor]) -> tuple[nn.Module, float]:
+    """Return the model with its adapters put into its weights, and how far outputs then differ.
+
+    Args:
+        model: Of :meth:`Adapters.add_to`; it is used up.
+        outputs: Calls a model on an example, such as ``lambda m: m(**inputs).logits``.
+
+    Returns:
+        The plain model, and the largest difference over the largest output.
+    """
+    model.eval()
+    with torch.no_grad():
+        before = outputs(model)
+        plain: nn.Module = model.merge_and_unload()
+        after = outputs(plain)
+    return plain, float((after - before).abs().max() / before.abs().max())
+
+
+def _within(name: str, start: str) -> bool:
+    return name == start or name.startswith(f"{start}.")

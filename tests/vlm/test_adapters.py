@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("peft", reason="the extra vlm is not installed")
+
+from medkit.data.chat import padded
+from medkit.vlm.adapters import Adapters, linear_layers, merged
+from medkit.vlm.groups import groups_of
+from medkit.vlm.model import LitVLM
+from tests.vlm.families import EACH, internvl, llava
+from tests.vlm.test_packing import conversations
+
+Build = Callable[[], Any]
+
+
+def drawn(adapted: Any) -> None:
+    """Give the adapters weights as after a training: as they are made, they add nothing."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.02)  # as weights are drawn
+
+
+def logits(model: Any, some: Any) -> Tensor:
+    batch = padded([some], 0)
+    batch.pop("labels")
+    if hasattr(getattr(model, "model", None), "get_rope_index") or "image_grid_thw" in batch:
+        batch["mm_token_type_ids"] = (batch["input_ids"] == 3).int()
+    found: Tensor = model(**batch).logits
+    return found
+
+
+@pytest.mark.parametrize("build", EACH)
+@pytest.mark.parametrize("group", ["vision", "llm"])
+def test_adapters_are_in_their_group_alone(build: Build, group: str) -> None:
+    model = build()
+    before = groups_of(model)
+    adapted = Adapters(groups=(group,)).add_to(model)
+    trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
+    assert trained
+    after = groups_of(adapted)
+    assert {after[name] for name in trained} == {group}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * len(linear_layers(build(), [group]))
+    assert set(before.values()) == set(after.values())
+
+
+@pytest.mark.parametrize("build", EACH)
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_to_merge_them_changes_nothing(build: Build, dora: bool) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    (one, *_) = conversations(model)
+    adapted = Adapters(use_dora=dora, lora_dropout=0.0).add_to(model)
+    with torch.no_grad():
+        bare = logits(adapted, one)
+    drawn(adapted)
+    plain, error = merged(adapted, lambda m: logits(m, one))
+    assert error <= 1e-6
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    with torch.no_grad():
+        assert (logits(plain, one) - bare).abs().max() > 1e-3
+
+
+def test_targets_and_layers_to_skip_are_whole_names() -> None:
+    layer = "model.language_model.layers.1"
+    adapted = Adapters(groups=("llm",), targets=("q_proj", "v_proj"), skip=(layer,)).add_to(
+        internvl()
+    )
+    trained = {name for name, value in adapted.named_parameters() if value.requires_grad}
+    assert len(trained) == 4
+    assert all(".layers.0.self_attn." in name for name in trained)
+    with pytest.raises(ValueError, match=r"'query' is none of \[.*'q_proj'"):
+        Adapters(groups=("llm",), targets=("query",)).add_to(internvl())
+    with pytest.raises(ValueError, match=r"skip must name layers as a whole; \['layers.1'\]"):
+        Adapters(groups=("llm",), skip=("layers.1",)).add_to(internvl())
+
+
+def test_a_group_can_be_trained_in_full_beside_them() -> None:
+    adapted = Adapters(groups=("llm",), full=("aligner",)).add_to(llava())
+    of = groups_of(adapted)
+    for name, value in adapted.named_parameters():
+        assert value.requires_grad == (of[name] == "aligner" or "lora_" in name)
+
+
+def test_a_module_trains_them_and_keeps_little() -> None:
+    args: dict[str, Any] = {
+        "model": "medkit.vlm.tutorial:tutorial_model",
+        "model_args": {"vocabulary": 64, "hidden": 64, "layers": 1},
+    }
+    import medkit.vlm.tutorial  # noqa: F401 - the factory's module
+
+    lit = LitVLM(**args, lora={"groups": ["llm"], "lora_rank": 4})
+    table = lit.frozen.table()
+    assert table.loc["vision", "trained"] == table.loc["aligner", "trained"] == 0
+    assert 0 < table.loc["llm", "share"] < 0.2
+    checkpoint: dict[str, Any] = {"state_dict": lit.state_dict()}
+    lit.on_save_checkpoint(checkpoint)
+    assert all("lora_" in name or name.startswith("val_") for name in checkpoint["state_dict"])
+    with pytest.raises(ValueError, match="by freeze or by lora, not by both"):
+        LitVLM(**args, lora={}, freeze={"freeze_vit": True})
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"adapters have the keys .*found \['rank'\]"):
+        Adapters.of({"rank": 4})
+    with pytest.raises(ValueError, match="Name each once"):
+        Adapters(groups=("llm",), full=("llm",))
+    with pytest.raises(ValueError, match="Name each once"):
+        Adapters(groups=("language",))
+    with pytest.raises(ValueError, match="a lora_rank of 1 or more"):
+        Adapters(lora_rank=0)
