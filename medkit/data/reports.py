@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ from medkit.data.splits import Split
 __all__ = ["ReportDataModule", "ReportDataset"]
 
 
-class ReportDataset(Dataset[tuple[Encoded, int, int]]):
+class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
     """Encoded conversations, by row.
 
     Args:
@@ -30,6 +29,7 @@ class ReportDataset(Dataset[tuple[Encoded, int, int]]):
         encoder: For the model that is trained.
         sites: Names; a conversation's is its column of that name.
         site: The column.
+        pairs: Encode each with its rejected answer too.
     """
 
     draws_nothing = True  # the keyed loader then leaves the generators alone
@@ -41,19 +41,29 @@ class ReportDataset(Dataset[tuple[Encoded, int, int]]):
         *,
         sites: Sequence[str] = (),
         site: str = "site",
+        pairs: bool = False,
     ) -> None:
         self.conversations = list(conversations)
+        bare = [n for n, one in enumerate(self.conversations) if one.rejected is None]
+        if pairs and bare:
+            raise ValueError(
+                f"pairs need a rejected_response in each conversation; {len(bare)} of "
+                f"{len(self.conversations)} have none, the first is number {bare[0]}."
+            )
         place = {name: number for number, name in enumerate(sites)}
         self.site = [place.get(str(c.columns.get(site, "")), -1) for c in self.conversations]
         bar = tqdm(self.conversations, unit="conversation", leave=False, disable=None)
-        self.encoded = [encoder.encode(one) for one in bar]
+        self.encoded = [
+            (encoder.encode(one), encoder.encode(one, one.rejected) if pairs else None)
+            for one in bar
+        ]
 
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def __getitem__(self, row: int) -> tuple[Encoded, int, int]:
-        """Return a conversation, its row and its site."""
-        return self.encoded[row], row, self.site[row]
+    def __getitem__(self, row: int) -> tuple[Encoded, Encoded | None, int, int]:
+        """Return a conversation, the same with its rejected answer, its row and its site."""
+        return *self.encoded[row], row, self.site[row]
 
 
 class ReportDataModule(pl.LightningDataModule):
@@ -61,6 +71,7 @@ class ReportDataModule(pl.LightningDataModule):
 
     A batch is a dict: ``input_ids``, ``labels`` and ``attention_mask``, int64 ``(B, L)``, the
     pictures' fields, and ``row`` and ``site``, int64 ``(B,)``, as all of the kit's batches have.
+    Of pairs it is ``chosen`` and ``rejected``, dicts with the former, and ``row`` and ``site``.
 
     Args:
         conversations: JSONL (:func:`~medkit.data.conversations.read_conversations`), or what was
@@ -73,6 +84,7 @@ class ReportDataModule(pl.LightningDataModule):
         test_fraction: Share of patients, without ``test_site``.
         split_seed: Another seed, another split.
         batch_size: Conversations a step.
+        pairs: Yield each with its rejected answer, for preferences.
 
     Raises:
         ValueError: For conversations without the columns, or a split that cannot be made.
@@ -90,6 +102,7 @@ class ReportDataModule(pl.LightningDataModule):
         test_fraction: float = 0.15,
         split_seed: int = 0,
         batch_size: int = 32,
+        pairs: bool = False,
     ) -> None:
         super().__init__()
         self.source = conversations
@@ -97,6 +110,7 @@ class ReportDataModule(pl.LightningDataModule):
         self.patient, self.site, self.test_site = patient, site, test_site
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.batch_size = split_seed, batch_size
+        self.pairs = pairs
         self.sites: list[str] = []
         self.split: Split | None = None
         self.dataset: ReportDataset | None = None
@@ -133,7 +147,9 @@ class ReportDataModule(pl.LightningDataModule):
                 split_seed=self.split_seed,
                 stratum=site,
             )
-        self.dataset = ReportDataset(found, self.encoder, sites=self.sites, site=self.site)
+        self.dataset = ReportDataset(
+            found, self.encoder, sites=self.sites, site=self.site, pairs=self.pairs
+        )
 
     def rows(self, part: str) -> list[int]:
         """Return the rows of "train", "val" or "test"."""
@@ -178,6 +194,9 @@ class ReportDataModule(pl.LightningDataModule):
         return np.array([str(one.columns[self.patient]) for one in found])
 
 
-def _together(samples: Sequence[tuple[Encoded, int, int]], *, pad: int) -> dict[str, Tensor]:
-    encoded, row, site = zip(*samples, strict=True)
-    return padded(encoded, pad) | {"row": torch.tensor(row), "site": torch.tensor(site)}
+def _together(samples: Sequence[tuple[Any, ...]], *, pad: int) -> dict[str, Any]:
+    chosen, rejected, row, site = zip(*samples, strict=True)
+    whose = {"row": torch.tensor(row), "site": torch.tensor(site)}
+    if rejected[0] is None:
+        return padded(chosen, pad) | whose
+    return {"chosen": padded(chosen, pad), "rejected": padded(rejected, pad)} | whose
