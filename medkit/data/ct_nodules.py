@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,7 +21,7 @@ from medkit.data.batches import Batch
 from medkit.data.candidate_files import find_candidates
 from medkit.data.ct_augment import another_scanner, symmetries
 from medkit.data.hu_reference import Harmonisation, correction, fit_sites
-from medkit.data.nodule_split import split_candidates
+from medkit.data.nodule_split import require_each_site, split_candidates
 from medkit.data.patch_store import PatchStore, cut_patches, is_patches, open_patches
 from medkit.data.preprocessing import digest_ids
 from medkit.data.splits import PARTS, Split
@@ -198,6 +198,16 @@ class NoduleDataModule(pl.LightningDataModule):
         )
         self.store, self.split, self.data_sha256 = store, split, store.sha256
         self._correction = self._corrected(store, site, split.train)
+
+    def require_each_site(self) -> Self:
+        """Return itself where the validation can be looked at site by site.
+
+        Raises:
+            ValueError: Where it lacks nodules or other candidates of a site.
+        """
+        store, split, _ = self._ready()
+        require_each_site(store.table, split, val_fraction=self.hparams["val_fraction"])
+        return self
 
     def train_dataloader(self) -> TableLoader:
         """Return the training rows, drawn as asked for; a last, smaller batch is left out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from medkit.data import splits
 from medkit.data.splits import PARTS, Split
 
-__all__ = ["split_candidates"]
+__all__ = ["require_each_site", "split_candidates"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,3 +85,28 @@ def split_candidates(
     if unseen:
         _log.warning("the validation part has no patient of %s: too few to choose from", unseen)
     return split
+
+
+def require_each_site(table: pd.DataFrame, split: Split, *, val_fraction: float) -> None:
+    """Refuse a split whose validation lacks nodules or other candidates of a site.
+
+    Args:
+        table: As in :func:`split_candidates`.
+        split: Of its rows.
+        val_fraction: Of the split, for the message.
+
+    Raises:
+        ValueError: Where nothing can be said of a site.
+    """
+    there = table.iloc[np.concatenate([split.train, split.val])]
+    patients = there[there["y"] == 1].groupby("site")["patient"].nunique()
+    kinds = table.iloc[split.val].groupby("site")["y"].nunique()
+    bad = [site for site in sorted(set(there["site"])) if kinds.get(site, 0) < 2]
+    if bad:
+        found = ", ".join(f"{patients.get(site, 0)} at {site}" for site in bad)
+        raise ValueError(
+            f"the validation part must hold nodules and other candidates of each site, and of "
+            f"{', '.join(bad)} it does not: there are too few patients with a nodule, {found}. "
+            f"With val_fraction={val_fraction:g} a site needs {math.ceil(1 / val_fraction)} at "
+            "least: add patients, leave the site out, or take a larger val_fraction."
+        )

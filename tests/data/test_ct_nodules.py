@@ -563,6 +563,16 @@ def test_a_part_without_nodules_says_how_many_patients_there_are(
         ready(own(candidates, tmp_path, table), test_site=None)
 
 
+def test_too_few_patients_with_nodules_at_a_hospital_are_named(folder: str, archive: Path) -> None:
+    whole = ready(folder, test_site=None, val_fraction=0.5)
+    assert whole.require_each_site() is whole
+    said = (
+        r"each site, and of ([AB]) it does not: .*, 2 at \1\. With val_fraction=0.25 .* needs 4 at"
+    )
+    with pytest.raises(ValueError, match=said):
+        from_series(archive, val_fraction=0.25).require_each_site()
+
+
 def test_one_patient_cannot_be_split(candidates: Candidates, tmp_path: Path) -> None:
     table = some(candidates).assign(exam="A0000")
     with pytest.raises(ValueError, match="2 parts needs as many patients at least; found 1"):
