@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 import medkit
 from medkit.dicom.deidentify_pixels import strip_pixels, why_risky
 from medkit.dicom.deidentify_profile import CODES, TABLE, Profile
+from medkit.dicom.deidentify_tables import read_tables, write_table
 from medkit.dicom.errors import DicomError
 from medkit.dicom.header import parsing, read_dataset
 from medkit.dicom.selection import files_below
@@ -43,6 +45,7 @@ class Deidentified:
         failed: Files that could not be treated, and why.
         copies: Files that are another one again, bit for bit.
         left_out: Files that hold no DICOM object.
+        tables: Tables that were written, and what of them.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Deidentified:
     failed: dict[str, str] = field(default_factory=dict)
     copies: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return the counts, without any name."""
@@ -63,6 +67,7 @@ class Deidentified:
             "failed": dict(Counter(self.failed.values())),
             "copies": len(self.copies),
             "not_dicom": len(self.left_out),
+            "tables": len(self.tables),
         }
 
 
@@ -73,6 +78,8 @@ def deidentify(
     key: bytes | None = None,
     reviewed: bool = False,
     progress: bool = True,
+    tables: Sequence[str | os.PathLike[str]] = (),
+    keep: Sequence[str] = (),
 ) -> Deidentified:
     """Write a tree of DICOM files anew, by patient, study and series, named by pseudonyms.
 
@@ -88,19 +95,26 @@ def deidentify(
         reviewed: Whether a person has seen that no pixel shows a name. Without it whatever is not
             computed by a scanner (ultrasound, radiographs, screens, documents, ...) is refused.
         progress: Whether a bar is shown.
+        tables: CSV files of labels. Columns of ids (SeriesInstanceUID, PatientID, ...) get the
+            same pseudonyms, LUNA16's columns of numbers stay, others go; and so do rows of series
+            that are not written.
+        keep: Columns of the tables that stay as they are: a person has looked.
 
     Raises:
-        ValueError: For an output inside the source, or one that holds the key.
+        ValueError: For an output inside the source, or one that holds the key; for a source
+            without any DICOM file; for a table that is none.
         FileExistsError: For an output that is not empty.
         NotADirectoryError: For a source that is no folder.
         ModuleNotFoundError: Without ``medkit[deidentify]``.
     """
     source, out = Path(source_folder).resolve(), Path(out_folder).resolve()
     _require_places(source, out)
+    labels = read_tables(tables)
     if key is None:
         require_outside(key_path(), out)
         key = pseudonym_key()
     profile = Profile(key)
+    was_there = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     done = Deidentified(out)
     paths = files_below(source)
@@ -117,19 +131,41 @@ def deidentify(
             done.failed[name] = "needs more memory than there is"
         except OSError as error:
             done.failed[name] = f"cannot be read or written ({os.strerror(error.errno or 0)})"
+    if len(done.left_out) == len(paths):
+        if not was_there:
+            out.rmdir()
+        raise ValueError(
+            f"{source} must hold DICOM files, and none of its {len(paths)} file(s) is one. Name "
+            "the folder of the images."
+        )
+    known = {part.removesuffix(".dcm") for path in done.written for part in path.split("/")}
+    for name, table in labels.items():
+        try:
+            done.tables[name] = write_table(table, out / name, profile, known, keep)
+        except ValueError as error:
+            done.failed[name] = str(error)
     kept = {"medkit": medkit.__version__, "profile": f"PS3.15 annex E, {TABLE}", "codes": CODES}
     by = {"key": profile.patient("medkit deidentify"), "reviewed": reviewed}
     write_json(out / SUMMARY_NAME, kept | by | done.summary())
     return done
 
 
-def deidentify_command(source: str, out: str, *, key_file: str | None, reviewed: bool) -> int:
+def deidentify_command(
+    source: str,
+    out: str,
+    *,
+    key_file: str | None,
+    reviewed: bool,
+    tables: Sequence[str] = (),
+    keep: Sequence[str] = (),
+) -> int:
     """De-identify a tree and say what was left out; return 1 where a file failed."""
-    key = None
+    key, where = None, key_path() if key_file is None else Path(key_file)
+    made = "" if where.exists() else ", made now: keep it"
     if key_file is not None:
-        require_outside(Path(key_file), Path(out).resolve())
-        key = pseudonym_key(Path(key_file))
-    done = deidentify(source, out, key=key, reviewed=reviewed)
+        require_outside(where, Path(out).resolve())
+        key = pseudonym_key(where)
+    done = deidentify(source, out, key=key, reviewed=reviewed, tables=tables, keep=keep)
     counts = done.summary()
     sys.stdout.write(
         f"{counts['written']} file(s) of {counts['patients']} patient(s), {counts['studies']} "
@@ -139,10 +175,12 @@ def deidentify_command(source: str, out: str, *, key_file: str | None, reviewed:
     _list("failed", done.failed)
     _list("exact copies", dict.fromkeys(done.copies, "left out"))
     _list("no DICOM object", dict.fromkeys(done.left_out, "left out"))
+    _list("tables", done.tables)
     if done.refused:
         sys.stdout.write(
             "Look at the refused for names in pixels and text; then run it again with --reviewed.\n"
         )
+    sys.stdout.write(f"the key of the pseudonyms is {where}{made}\n")
     return int(bool(done.failed))
 
 

@@ -72,10 +72,11 @@ class Profile:
 
     def uid(self, uid: str) -> str:
         """Return the UID that stands for another; those of the standard itself stay."""
+        from pydicom.config import IGNORE
         from pydicom.uid import UID
 
         uid = uid.strip(" \0")
-        if not uid or UID(uid).name != uid:
+        if not uid or UID(uid, IGNORE).name != uid:  # a warning would say the value
             return uid
         return f"2.25.{uuid.UUID(bytes=self._mac('uid', uid)[:16], version=4).int}"
 
