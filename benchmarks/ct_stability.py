@@ -95,7 +95,7 @@ def main() -> int:
         tell_sites(report, [*sites, *(one for one in main_arms if one.recipe == "recipe")])
         tell_broken(report, folder, draws[0], quick)
         few = trained(
-            folder, draws[0], "practices", TWO_BY_TWO, seeds=range(2 if quick else 3), q=quick
+            folder, draws[0], "practices", TWO_BY_TWO, seeds=range(2 if quick else 5), q=quick
         )
         tell_practices(report, few, main_arms)
         if not quick:
