@@ -43,8 +43,8 @@ def split_candidates(
     there = sorted(set(site[sound].tolist()))
     if test_site is not None and (test_site not in there or len(there) < 2):
         raise ValueError(
-            f"test_site must be one of at least two sites; the candidates are from {there}, got "
-            f"{test_site!r}. Pass one of them, or test_fraction= for a share of all patients."
+            f"test_site must be one of at least two sites, got {test_site!r}; the candidates are "
+            f"from {there}. Pass one of them, or test_fraction= for a share of all patients."
         )
     inside = sound if test_site is None else sound[site[sound] != test_site]
     parts = 2 + (test_site is None and test_fraction > 0)

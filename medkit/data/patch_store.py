@@ -70,7 +70,7 @@ def is_patches(folder: Path | str) -> bool:
 def open_patches(folder: Path | str, *, spacing_mm: float | None = None) -> PatchStore:
     """Open a folder of patches, the kit's own or one of ``medkit.synth.chest_ct``.
 
-    All bytes are hashed, some 0.2 s for 300 MB: another patch is another ``sha256``.
+    All bytes are hashed, some 0.4 s for 300 MB: another patch is another ``sha256``.
 
     Args:
         folder: With ``volume_hu.npy`` and ``candidates.csv``: ``candidate``, ``exam``, ``site``,

@@ -77,6 +77,10 @@ class Detected:
     score: NDArray[np.float32]
     probability: Volume
 
+    def __repr__(self) -> str:
+        best = f"{self.score[0]:.3g}" if len(self.score) else "none"
+        return f"Detected({len(self.score)} candidates, best score {best}, {self.probability!r})"
+
     def table(self, exam: str | int) -> dict[str, NDArray[Any]]:
         """Return columns ``exam``, ``x``, ``y``, ``z`` (RAS) and ``score``."""
         places = dict(zip("xyz", self.centres_mm.T, strict=True))

@@ -541,7 +541,7 @@ def test_a_changed_patch_is_other_data_and_the_sums_tell(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"test_site": "Z"}, r"the candidates are from \['A', 'B', 'C'\], got 'Z'"),
+        ({"test_site": "Z"}, r"got 'Z'; the candidates are from \['A', 'B', 'C'\]"),
     ],
 )
 def test_a_split_that_cannot_be_says_what_to_change(

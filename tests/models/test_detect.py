@@ -247,6 +247,12 @@ def test_what_cannot_be_searched_is_refused() -> None:
         detect(model, volume, SEARCH)
 
 
+def test_what_was_found_is_short_to_print() -> None:
+    found = detect(ball_model(), volume_with(((20, 22, 14), 50)), SEARCH)
+    assert repr(found).startswith(f"Detected(3 candidates, best score {found.score[0]:.3g}, Volume")
+    assert len(repr(found)) < 250
+
+
 def test_a_file_that_says_no_unit_is_taken_for_hu() -> None:
     volume, model = volume_with(((20, 22, 14), 50)), ball_model()
     unsaid = Volume(volume.array, volume.affine, "")
