@@ -18,7 +18,7 @@ from medkit.dicom.grid import Grid
 from medkit.dicom.header import Header
 from medkit.dicom.selection import few
 
-__all__ = ["numbering", "provenance", "remarks", "unit_of"]
+__all__ = ["provenance", "remarks", "unit_of", "value_remarks"]
 
 _BELOW_AIR_HU = -1100.0  # no tissue, and no noise of a scanner that clips at -1024
 _IMPOSSIBLE_HU = -1200.0  # the noise of a sharp kernel that is not clipped comes close
@@ -34,13 +34,12 @@ def unit_of(header: Header) -> str:
     return said or ("HU" if header.text("Modality") == "CT" else "")
 
 
-def remarks(grid: Grid, slices: NDArray[np.float32], padded: float | None = None) -> list[str]:
-    """Return what a reader should know of the headers, and of a sample of the pixels.
+def remarks(grid: Grid, numbers: Sequence[bytes]) -> list[str]:
+    """Return what a reader should know of the headers.
 
     Args:
         grid: Where the slices lie.
-        slices: ``(D, H, W)`` of the grid's frames.
-        padded: What padding has become; None: none is declared.
+        numbers: InstanceNumber of each file of the series, also of those that are no slice here.
     """
     headers = [frame.header for frame in grid.frames]
     notes = []
@@ -51,40 +50,48 @@ def remarks(grid: Grid, slices: NDArray[np.float32], padded: float | None = None
 
     if unit == "HU" and not all(frame.rescaled for frame in grid.frames):
         notes.append("no RescaleSlope and RescaleIntercept: stored values are taken as HU")
-    sample = _sample(slices)
-    if len({(frame.slope, frame.intercept) for frame in grid.frames}) > 1:
+    if len(set(_scales(grid.frames))) > 1:
         notes.append("slope and intercept differ from slice to slice: each its own")
-        odd = _off_neighbours(grid.frames, sample) if unit == "HU" else []
-        if odd:
-            notes.append(
-                "both the rescale and the mean are far from those of the slices beside: "
-                f"{_names(odd)}; was the rescale forgotten there?"
-            )
     for name in ("PixelRepresentation", "BitsStored"):
         if len({header.values.get(name) for header in headers}) > 1:
             notes.append(f"{name} differs from slice to slice: each decoded by its own")
     if ct and unit != "HU":
         notes.append(f"RescaleType is {unit}: a CT whose numbers are no HU")
-    alike = np.flatnonzero((sample == sample[:, :1]).all(axis=1)).tolist()
-    flat = [grid.frames[i] for i in alike if (slices[i] == slices[i, 0, 0]).all()]
-    if flat:
-        notes.append(f"{len(flat)} slice(s) of one value in all pixels: {_names(flat)}")
-    if unit == "HU":
-        notes += _of_hu(slices, sample, padded)
     if b"MONOCHROME1" in all_say("PhotometricInterpretation"):
         notes.append("MONOCHROME1 is how to show it: stored values are not inverted")
     if any(said.isdigit() and int(said) > len(headers) for said in all_say("ImagesInAcquisition")):
         notes.append("ImagesInAcquisition says more slices than there are: an end may be missing")
-    return notes
+    return notes + _numbering(grid, numbers)
 
 
-def numbering(grid: Grid, numbers: Sequence[bytes]) -> list[str]:
-    """Return which slices may be missing where positions do not show it.
+def value_remarks(grid: Grid, slices: NDArray[np.float32], padded: float | None) -> list[str]:
+    """Return what a sample of the pixels says against the headers.
 
     Args:
         grid: Where the slices lie.
-        numbers: InstanceNumber of each file of the series, also of those that are no slice here.
+        slices: ``(D, H, W)`` of the grid's frames.
+        padded: What padding has become; None: none is declared.
     """
+    notes = []
+    down, across = (max(size // _ACROSS, 1) for size in slices.shape[1:])
+    sample = slices[:, down // 2 :: down, across // 2 :: across].reshape(len(slices), -1)
+    alike = np.flatnonzero((sample == sample[:, :1]).all(axis=1)).tolist()
+    flat = [grid.frames[i] for i in alike if (slices[i] == slices[i, 0, 0]).all()]
+    if flat:
+        notes.append(f"{len(flat)} slice(s) of one value in all pixels: {_names(flat)}")
+    if unit_of(grid.frames[0].header) != "HU":
+        return notes
+    odd = _off_neighbours(grid.frames, sample)
+    if odd:
+        notes.append(
+            "both the rescale and the mean are far from those of the slices beside: "
+            f"{_names(odd)}; was the rescale forgotten there?"
+        )
+    return notes + _of_hu(slices, sample, padded)
+
+
+def _numbering(grid: Grid, numbers: Sequence[bytes]) -> list[str]:
+    """Return which slices may be missing where positions do not show it."""
     count = len(grid.frames)
     if count < 2:
         return []
@@ -123,12 +130,6 @@ def numbering(grid: Grid, numbers: Sequence[bytes]) -> list[str]:
     return notes
 
 
-def _sample(slices: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return some pixels of each slice, ``(D, n)``."""
-    down, across = (max(size // _ACROSS, 1) for size in slices.shape[1:])
-    return slices[:, down // 2 :: down, across // 2 :: across].reshape(len(slices), -1)
-
-
 def _of_hu(
     slices: NDArray[np.float32], sample: NDArray[np.float32], padded: float | None
 ) -> list[str]:
@@ -159,9 +160,9 @@ def _of_hu(
 
 def _off_neighbours(frames: Sequence[Frame], sample: NDArray[np.float32]) -> list[Frame]:
     """Return the frames whose rescale is not the usual one and whose mean isn't either."""
-    if len(frames) < 3:
+    scales = _scales(frames)
+    if len(frames) < 3 or len(set(scales)) == 1:
         return []
-    scales = [(frame.slope, frame.intercept) for frame in frames]
     usual = Counter(scales).most_common(1)[0][0]
     means = sample.mean(axis=1, dtype=np.float64)
     beside = [
@@ -171,6 +172,10 @@ def _off_neighbours(frames: Sequence[Frame], sample: NDArray[np.float32]) -> lis
     off = np.abs(means - beside)
     limit = max(_OFF_HU, _OFF_MADS * float(np.median(off)))
     return [frames[i] for i in np.flatnonzero(off > limit).tolist() if scales[i] != usual]
+
+
+def _scales(frames: Sequence[Frame]) -> list[tuple[float, float]]:
+    return [(frame.slope, frame.intercept) for frame in frames]
 
 
 def _names(frames: Sequence[Frame]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from medkit.dicom.frames import STACKS, Frame, frames_of
 from medkit.dicom.grid import arrange, normal_of
-from medkit.dicom.notes import numbering, provenance, remarks, unit_of
+from medkit.dicom.notes import provenance, remarks, unit_of, value_remarks
 from medkit.dicom.pixels import AIR_HU, read_slices
 from medkit.dicom.resampling import at_equal_steps, sheared_back
 from medkit.dicom.selection import Source, few, files_below, select
@@ -215,11 +215,12 @@ def _volume(
             f"this one is in {unit_of(other[0].header) or 'none'}",
         )
     air = AIR_HU if unit == "HU" else 0.0
+    # before the pixels come, which push the headers out of the cache
+    notes = [*found.notes, *grid.notes, *remarks(grid, found.numbers)]
     slices = np.empty((len(grid.frames), grid.frames[0].rows, grid.frames[0].columns), np.float32)
     padding = read_slices(grid.frames, slices, air=air)
     padded = air if padding.declared else None
-    notes = [*found.notes, *grid.notes, *numbering(grid, found.numbers)]
-    notes += remarks(grid, slices, padded)
+    notes += value_remarks(grid, slices, padded)
     if padding.declared:
         notes.append(f"{padding.declared:,} padded pixels set to {air:g}")
     affine = grid.affine
