@@ -33,8 +33,8 @@ class _Layout:
 
     def __init__(self, data: bytes, walked: Walked) -> None:
         self.walked = walked
-        self.end = walked.steps[-1][1]
-        self.last = walked.steps[-1][0], data[walked.steps[-1][0] : self.end]
+        self.last_at = walked.steps[-1][0]
+        self.last = data[self.last_at : walked.steps[-1][1]]
         self.names = list(walked.spans)
         spans = sorted([*walked.steps, *(span for span in walked.spans.values())])
         pieces, at = [], 0
@@ -49,8 +49,7 @@ class _Layout:
 
     def read(self, data: bytes) -> Found | None:
         """Return what a file has, or None where it is laid out in another way."""
-        at, last = self.last
-        if not data.startswith(last, at) or len(data) < self.struct.size:
+        if len(data) < self.struct.size:
             return None
         pieces = self.struct.unpack_from(data)
         if self.steps(pieces) != self.same:
@@ -75,9 +74,10 @@ class Layouts:
     def read(self, data: bytes, *, whole: bool) -> Found | None:
         """Read the header at the beginning of a file; see :func:`~medkit.dicom.walker.walk`."""
         for layout in self.known:
-            found = layout.read(data)
-            if found is not None:
-                return found
+            if data.startswith(layout.last, layout.last_at):  # most are told apart by this
+                found = layout.read(data)
+                if found is not None:
+                    return found
         walked = walk(data, self.wanted, whole=whole)
         if walked is None:
             return None
