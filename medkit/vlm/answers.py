@@ -11,18 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from medkit import keyed
-from medkit.data.chat import ChatEncoder, Encoded, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation
 from medkit.data.report_schema import ReportSchema
 from medkit.metrics.checks import codes
 from medkit.metrics.intervals import mean, share
 from medkit.record.results import Metric
+from medkit.vlm.sampling import HFSampler
 
 __all__ = ["FieldScores", "looked", "score_fields", "swapped", "write_answers"]
 
@@ -54,31 +53,14 @@ def write_answers(
         Text of each, special tokens left out.
     """
     tokenizer = encoder.tokenizer
-    device = next(model.parameters()).device
-    was = model.training
+    sampler = HFSampler(tokenizer, max_new_tokens, temperature, processor, batch_size)
     found: list[str] = []
-    bar = tqdm(total=len(conversations), unit="answer", leave=False, disable=None)
-    try:
-        model.eval()
-        with torch.no_grad(), bar:
-            for first in range(0, len(conversations), batch_size):
-                some = [encoder.prompt(one) for one in conversations[first : first + batch_size]]
-                batch = {k: v.to(device) for k, v in _left(some, tokenizer.pad_token_id).items()}
-                with keyed.globals_keyed(seed, "sample", first):
-                    made = model.generate(
-                        **batch,
-                        max_new_tokens=max_new_tokens,
-                        do_sample=temperature > 0,
-                        temperature=temperature or None,
-                        top_k=0 if temperature > 0 else None,
-                        logits_processor=[processor()] if processor else None,
-                        pad_token_id=tokenizer.pad_token_id,
-                    )
-                answer = made[:, batch["input_ids"].shape[1] :]
-                found += tokenizer.batch_decode(answer, skip_special_tokens=True)
-                bar.update(len(some))
-    finally:
-        model.train(was)
+    with tqdm(total=len(conversations), unit="answer", leave=False, disable=None) as bar:
+        for first in range(0, len(conversations), batch_size):
+            some = [encoder.prompt(one) for one in conversations[first : first + batch_size]]
+            made = sampler(model, some, seed=seed, place=("answers", first))
+            found += tokenizer.batch_decode(made, skip_special_tokens=True)
+            bar.update(len(some))
     return found
 
 
@@ -200,14 +182,3 @@ def looked(true: FieldScores, others: FieldScores, *, level: float = 0.95) -> Me
         value, low=low, high=high, level=level, n=len(fall),
         method="share of right fields, own pictures less another's, over patients",
     )  # fmt: skip
-
-
-def _left(samples: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
-    """Return questions as one batch that ends where the answers begin."""
-    batch = padded(samples, pad)
-    del batch["labels"]
-    for row, one in enumerate(samples):
-        missing = batch["input_ids"].shape[1] - len(one.ids)
-        for name in ("input_ids", "attention_mask"):
-            batch[name][row] = batch[name][row].roll(missing)
-    return batch

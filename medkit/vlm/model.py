@@ -18,7 +18,7 @@ from medkit.models.schedules import require_steps, warmup_cosine
 from medkit.vlm.adapters import Adapters
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 
-__all__ = ["LitVLM", "loss_sum"]
+__all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
 
 Inputs = Mapping[str, Tensor]
 _NOT_GIVEN = ("labels", "row", "site")  # fields of a batch that the model is not called with
@@ -224,6 +224,23 @@ def loss_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     # of the places that count alone: most are pictures and questions
     picked, wanted = logits[:, :-1][learnt], following[learnt]
     return F.cross_entropy(picked.float(), wanted, reduction="sum"), int(learnt.sum())
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each learnt token's log-likelihood, 0 elsewhere, and which these are.
+
+    Args:
+        logits: ``(B, L, vocabulary)``.
+        labels: ``(B, L)``, ``IGNORED`` where nothing is learnt.
+
+    Returns:
+        float32 and bool, ``(B, L - 1)``.
+    """
+    following = labels[:, 1:]
+    learnt = following != IGNORED
+    wanted = following.where(learnt, torch.zeros_like(following))
+    each = logits[:, :-1].float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
+    return each * learnt, learnt
 
 
 def _policy(freeze: Mapping[str, Any]) -> FreezePolicy:

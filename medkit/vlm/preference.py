@@ -13,15 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from medkit.data.chat import IGNORED
-from medkit.vlm.model import LitVLM, given
+from medkit.vlm.means import Means
+from medkit.vlm.model import LitVLM, given, token_logprobs
 
 __all__ = ["LitDPO", "answer_logprobs", "dpo_losses"]
 
 Pairs = Mapping[str, Any]
-_LOGGED = ("loss", "accuracy", "margin", "chosen_logprob", "rejected_logprob")
 
 
 def dpo_losses(
@@ -51,11 +49,8 @@ def answer_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits: ``(B, L, vocabulary)``.
         labels: ``(B, L)``, ``IGNORED`` where nothing is learnt.
     """
-    following = labels[:, 1:]
-    learnt = following != IGNORED
-    wanted = following.where(learnt, torch.zeros_like(following))
-    each = logits[:, :-1].float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
-    return (each * learnt).sum(1), learnt.sum(1)
+    each, learnt = token_logprobs(logits, labels)
+    return each.sum(1), learnt.sum(1)
 
 
 class LitDPO(LitVLM):
@@ -103,9 +98,7 @@ class LitDPO(LitVLM):
         super().__init__(model, model_args, lora=dict(lora or {}), **settings)
         self.save_hyperparameters()
         self.beta, self.rpo_alpha, self.label_smoothing = beta, rpo_alpha, label_smoothing
-        self.seen: Any = torch.nn.ModuleDict(
-            {f"{stage}_{name}": MeanMetric() for stage in ("train", "val") for name in _LOGGED}
-        )
+        self.seen = {"train": Means(), "val": Means()}
 
     def loss_terms(self, batch: Pairs) -> tuple[Tensor, float]:
         """Return the sum of the pairs' losses, and how many there are."""
@@ -130,6 +123,16 @@ class LitDPO(LitVLM):
         """Log the validation pairs' means."""
         self._report("val")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the running epoch's means."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["seen"] = self.seen["train"].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        super().on_load_checkpoint(checkpoint)
+        self.seen["train"].load_state_dict(checkpoint.get("seen", {}))
+
     def _judged(self, batch: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
         policy, tokens = self._of_both(batch)
         with torch.no_grad(), self.model.disable_adapter():
@@ -152,13 +155,10 @@ class LitDPO(LitVLM):
         return (chosen, rejected), (n, m)
 
     def _collect(self, stage: str, losses: Tensor, found: Mapping[str, Tensor]) -> None:
-        for name, value in {"loss": losses.detach(), **found}.items():
-            self.seen[f"{stage}_{name}"].update(value)
+        for name, value in {"loss": losses, **found}.items():
+            self.seen[stage].add(name, value)
 
     def _report(self, stage: str) -> None:
+        means = self.seen[stage].take()
         if not self.trainer.sanity_checking:
-            self.log_dict(
-                {f"{stage}/{name}": self.seen[f"{stage}_{name}"].compute() for name in _LOGGED}
-            )
-        for name in _LOGGED:
-            self.seen[f"{stage}_{name}"].reset()
+            self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
