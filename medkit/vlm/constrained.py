@@ -42,8 +42,12 @@ class FieldGrammar:
         self.schema = schema
         self.tokenizer = tokenizer
         plain = schema.json_schema if isinstance(schema, ReportSchema) else dict(schema)
-        self._text = self._guide.LLMatcher.grammar_from_json_schema(
-            json.dumps(plain), overrides={"whitespace_flexible": False}
+        # By default a text that must come next is taken apart by the tokenizer and its first token
+        # forced, however much likelier a longer one is that begins alike: answers stay valid, and
+        # a trained model's exact ones fell from .84 to .29.
+        plain = plain | {"x-guidance": {"whitespace_flexible": False}}
+        self._text = self._guide.LLMatcher.grammar_from_lark(
+            f'%llguidance {{"no_forcing": true}}\nstart: %json {json.dumps(plain)}'
         )
         wrong = self._guide.LLMatcher.validate_grammar(self._text)
         if wrong:

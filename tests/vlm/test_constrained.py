@@ -10,6 +10,7 @@ pytest.importorskip("llguidance", reason="the extra vlm is not installed")
 
 from medkit import keyed
 from medkit.data.report_schema import LUNG_NODULE, NODULE, ReportSchema
+from medkit.synth.reports import make_studies
 from medkit.vlm.constrained import FieldGrammar
 from medkit.vlm.tutorial import tutorial_model, tutorial_tokenizer
 
@@ -73,13 +74,28 @@ def test_a_second_call_with_one_processor_is_refused() -> None:
         processor(wrong, scores)
 
 
-def test_only_what_is_allowed_is_left() -> None:
-    tokenizer = tutorial_tokenizer(TEXTS, pieces=NODULE.pieces())
+@pytest.mark.parametrize("texts", [TEXTS, ["a"]], ids=["merged", "single characters"])
+def test_what_is_allowed_is_left_whole(texts: list[str]) -> None:
+    """Also long tokens that begin as what must come next does."""
+    tokenizer = tutorial_tokenizer(texts, pieces=NODULE.pieces())
     scores = torch.zeros(1, len(tokenizer) + 9)  # models may have more rows than the tokenizer
     left = FieldGrammar(NODULE, tokenizer).processor()(torch.zeros(1, 3, dtype=torch.int64), scores)
     allowed = {tokenizer.decode([int(token)]) for token in left.isfinite()[0].nonzero()}
     assert all('{"nodule":'.startswith(text[:10]) for text in allowed)
     assert {"{", '{"nodule":false}', '{"nodule":true,"side":'} <= allowed
+
+
+def test_the_likeliest_answer_stays_where_it_is_valid() -> None:
+    tokenizer = tutorial_tokenizer(["a"], pieces=NODULE.pieces())
+    wanted = make_studies(9)[8].fields_json
+    said = [*tokenizer(wanted)["input_ids"], tokenizer.eos_token_id]
+    processor, ids = FieldGrammar(NODULE, tokenizer).processor(), torch.zeros(1, 3).long()
+    for token in said:
+        scores = torch.zeros(1, len(tokenizer))
+        scores[0, token] = 1
+        best = processor(ids, scores).argmax(1)
+        assert int(best) == token
+        ids = torch.cat([ids, best[None]], dim=1)
 
 
 def test_what_cannot_be_enforced_is_refused() -> None:

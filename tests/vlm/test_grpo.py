@@ -12,13 +12,14 @@ pytest.importorskip("peft", reason="the extra vlm is not installed")
 import pytorch_lightning as pl
 
 from medkit import keyed as keys
-from medkit.data.chat import ChatEncoder
+from medkit.data.chat import ChatEncoder, padded
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.synth.reports import make_studies, write_reports
 from medkit.trainer import keyed, stable_trainer, start_run
 from medkit.vlm.constrained import FieldGrammar
 from medkit.vlm.grpo import LitGRPO, advantages_of, policy_loss
+from medkit.vlm.model import given
 from medkit.vlm.rewards import Rewards, Scored
 from medkit.vlm.sampling import HFSampler
 from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
@@ -100,21 +101,23 @@ def test_the_loss_is_the_papers() -> None:
     assert float(worse) == pytest.approx(2.0 * math.exp(0.5))  # what is bad is not clipped upwards
 
 
-def test_what_is_rewarded_is_learnt(path: Path, tmp_path: Path) -> None:
-    first, _ = fitted(path, tmp_path / "a", steps=1)
-    trained, logged = fitted(path, tmp_path / "b", steps=36)
-    prompts = [
-        ChatEncoder(TOKENIZER, tutorial_pictures).prompt(one)
-        for one in ReportDataModuleOnce(path).conversations[:30]
-    ]
+def test_what_is_rewarded_becomes_likelier(path: Path, tmp_path: Path) -> None:
+    """As far as this one can: with fresh weights its logits stay within 0.6 of one another."""
+    trained, logged = fitted(path, tmp_path / "run", steps=36)
+    once = ReportDataModuleOnce(path)
+    prompts = [once.encoder.prompt(one) for one in once.conversations[:8]]
+    batch = padded(prompts, TOKENIZER.pad_token_id)
+    no, yes = TOKENIZER.convert_tokens_to_ids(['{"nodule":false}', '{"nodule":true,"side":'])
 
-    def share(lit: LitGRPO) -> float:
-        said = TOKENIZER.batch_decode(
-            SAMPLER(lit.model, prompts, seed=1, place=("test",)), skip_special_tokens=True
-        )
-        return sum(text == '{"nodule":false}' for text in said) / len(said)
+    def odds(lit: LitGRPO) -> torch.Tensor:
+        last = lit.eval()(**given(batch))[:, -1]
+        return last[:, no] - last[:, yes]
 
-    assert share(trained) > share(first) + 0.3
+    with torch.no_grad():
+        after = odds(trained)
+        with trained.model.disable_adapter():
+            before = odds(trained)
+    assert (after - before).min() > 0.4
     assert logged["train/kl"] > 0
     assert {"train/reward_says_no", "train/distinct", "train/equal_groups"} <= logged.keys()
 
