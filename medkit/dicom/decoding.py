@@ -100,8 +100,8 @@ class Decoder:
                     raise _undecodable(frame, answer)
                 pixels = np.frombuffer(self._arena, kind, size // kind.itemsize, start)
                 yield pixels.reshape(frame.rows, frame.columns)
-        except BaseException:
-            self.stop()  # the rest of the answers is not read
+        except BaseException:  # Ctrl-C too, and a caller that asks for no more (GeneratorExit)
+            self.stop()  # else the next call would read the answers that are left of this one
             raise
 
     @staticmethod

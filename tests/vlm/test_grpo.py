@@ -9,8 +9,6 @@ import torch
 
 pytest.importorskip("peft", reason="the extra vlm is not installed")
 
-import pytorch_lightning as pl
-
 from medkit import keyed as keys
 from medkit.data.chat import ChatEncoder, padded
 from medkit.data.report_schema import NODULE
@@ -23,6 +21,7 @@ from medkit.vlm.model import given
 from medkit.vlm.rewards import Rewards, Scored
 from medkit.vlm.sampling import HFSampler
 from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
+from tests.vlm.test_model import Stop
 
 TOKENIZER = tutorial_tokenizer(["a"], pieces=NODULE.pieces())
 GRAMMAR = FieldGrammar(NODULE, TOKENIZER)
@@ -43,15 +42,6 @@ def says_no(texts: list[str], **_: Any) -> Scored:
     """Pays for the shortest answer there is."""
     paid = [float(text == '{"nodule":false}') for text in texts]
     return Scored(paid, {"says_no": paid})
-
-
-class Stop(pl.Callback):
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.at:
-            raise RuntimeError("crashed")
 
 
 def fitted(
