@@ -257,7 +257,7 @@ def test_only_widgets_may_need_the_lab_extra() -> None:
 
 def test_only_the_decoding_process_may_need_the_codecs() -> None:
     paths = [p for p in (ROOT / "medkit").rglob("*.py") if p.name != "decoding_process.py"]
-    paths.remove(ROOT / "medkit" / "synth" / "broken_series.py")  # the cases that say so
+    paths.remove(ROOT / "medkit" / "synth" / "broken_syntaxes.py")  # cases that say so
     assert "imagecodecs" not in top_imports(paths)
 
 
