@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 
 from benchmarks._kills import differing, outcome, until_done
 from medkit.callbacks.writer import PATIENCE
-from medkit.record.checkpoints import checkpoints, is_sound
+from medkit.record.checkpoints import checkpoint_name, checkpoints, digest_path, is_sound
 from medkit.record.folder import RunFolder
 from medkit.record.ledger import Ledger
 from tests.callbacks.small import BATCHES, EPOCHS, Train, training
@@ -56,6 +56,16 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 def no_halves(run_dir: Path) -> bool:
     return not list(run_dir.rglob("*.tmp"))
+
+
+def landed(run_dir: Path, name: str) -> list[Path]:
+    """Return the points of a run once the one of this name, its newest, is whole on the disk."""
+    folder = run_dir / "checkpoints" / "fit"
+    began = time.monotonic()
+    while not is_sound(folder / name) or not no_halves(run_dir):
+        assert time.monotonic() - began < 60, sorted(folder.iterdir())
+        time.sleep(0.01)
+    return checkpoints(folder)
 
 
 def same_bits(run_dir: Path, *what: tuple[int, Callable[[], object]]) -> bool:
@@ -128,15 +138,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_really_full_is_outlived_and_the_logs_are_whole(small_disk: Path) -> None:
-    fill = small_disk / "fill"
+    fill, run_dir = small_disk / "fill", small_disk / "run"
 
     def fill_up() -> None:
+        *older, _ = landed(run_dir, checkpoint_name(0, 4))
+        for path in older:  # a newer point would take the room of an older one
+            path.unlink(missing_ok=True)
+            digest_path(path).unlink(missing_ok=True)
         with fill.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
             while handle.write(bytes(4096)):
                 pass
 
     what = ((5, fill_up), (8, fill.unlink))
-    run_dir = small_disk / "run"
     assert ended(lambda: train(*what)(run_dir, None), small_disk.with_suffix(".log")) == 0
     assert lines(run_dir)
     assert no_halves(run_dir)
@@ -147,12 +160,7 @@ def test_a_disk_that_is_really_full_is_outlived_and_the_logs_are_whole(small_dis
 
 def test_older_points_make_room_for_a_newer_one(small_disk: Path) -> None:
     def leave_little() -> None:
-        folder = small_disk / "run" / "checkpoints" / "fit"
-        began = time.monotonic()  # the point of step 8 is written meanwhile, or soon
-        while len(checkpoints(folder)) < 2 or not no_halves(small_disk / "run"):
-            assert time.monotonic() - began < 60, sorted(folder.iterdir())
-            time.sleep(0.01)
-        size = checkpoints(folder)[-1].stat().st_size
+        size = landed(small_disk / "run", checkpoint_name(1, 2))[-1].stat().st_size
         left = os.statvfs(small_disk)
         free = left.f_bavail * left.f_frsize
         (small_disk / "fill").write_bytes(bytes(free - size // 2))
