@@ -20,7 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # name of the lock -> extras of pyproject.toml in it; the widest first, the others follow its pins
-LOCKS: dict[str, tuple[str, ...]] = {"dev": ("dev",), "lab": ("lab",), "train": ()}
+LOCKS: dict[str, tuple[str, ...]] = {
+    "dev": ("dev",),
+    "lab": ("galore", "lab", "qlora", "vlm"),
+    "train": ("galore", "qlora", "vlm"),
+}
 # What a CUDA build of torch brings along: torch's own metadata asks for the right versions.
 BROUGHT_BY_TORCH = re.compile(r"(nvidia-|cuda-|triton\b)")
 DIGEST_LINE = "# pyproject: sha256:"
