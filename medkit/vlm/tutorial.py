@@ -58,6 +58,7 @@ class ConvStem(_hf.PreTrainedModel):  # type: ignore[name-defined]
 
     config_class = ConvStemConfig
     main_input_name = "pixel_values"
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # it has no attention
 
     def __init__(self, config: ConvStemConfig) -> None:
         super().__init__(config)
