@@ -7,9 +7,11 @@ from types import ModuleType
 
 __all__ = ["require"]
 
+_EXTRAS = {"bitsandbytes": "qlora", "pytorch_optimizer": "galore"}
+
 
 def require(name: str) -> ModuleType:
-    """Import a library of the extra ``vlm``.
+    """Import a library of an extra: ``vlm``, ``qlora`` or ``galore``.
 
     Raises:
         ModuleNotFoundError: Where it is not installed; the message names the extra.
@@ -20,7 +22,7 @@ def require(name: str) -> ModuleType:
         if error.name != name:
             raise
         raise ModuleNotFoundError(
-            f"image-text models need {name}, which is not installed. Install it: "
-            "pip install 'medkit[vlm]'.",
+            f"this needs {name}, which is not installed. Install it: "
+            f"pip install 'medkit[{_EXTRAS.get(name, 'vlm')}]'.",
             name=name,
         ) from error

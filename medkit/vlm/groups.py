@@ -8,6 +8,7 @@ freezes layers 10 to 19 with layer 1, and says nothing of a name that it does no
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-__all__ = ["GROUPS", "FreezePolicy", "Frozen", "groups_of"]
+__all__ = ["GROUPS", "FreezePolicy", "Frozen", "groups_of", "linear_layers", "without"]
 
 GROUPS: Mapping[str, tuple[str, ...]] = {  # the first that fits; aligners lie inside vision parts
     "aligner": (
@@ -63,6 +64,40 @@ def groups_of(
             "prefixes= for this family."
         )
     return found
+
+
+def linear_layers(
+    model: nn.Module, groups: Sequence[str], prefixes: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Return the names of the linear layers of some groups, but for the last one, ``lm_head``.
+
+    That inside torch's MultiheadAttention is left out as well: its weight is read, its forward pass
+    never called, so an adapter around it does nothing.
+    """
+    of, read_only = groups_of(model, prefixes), nn.modules.linear.NonDynamicallyQuantizableLinear
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not isinstance(module, read_only)
+        and of.get(f"{name}.weight") in groups
+        and name.split(".")[-1] != "lm_head"
+    ]
+
+
+def without(names: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Return names of layers without those to skip, said by whole names of them or around them.
+
+    Raises:
+        ValueError: For a name to skip that fits none.
+    """
+    unknown = [one for one in skip if not any(_within(name, one) for name in names)]
+    if unknown:
+        raise ValueError(
+            f"skip must name layers as a whole; {unknown} fit none of {len(names)}, such as "
+            f"{[*names[:3]]}."
+        )
+    return [name for name in names if not any(_within(name, one) for one in skip)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +164,9 @@ class Frozen:
         """Return the numbers that are trained and frozen, a group a row."""
         counts = {group: [0, 0] for group in dict.fromkeys(self._groups.values())}
         for name, value in self._model.named_parameters():
-            counts[self._groups[name]][0 if value.requires_grad else 1] += value.numel()
+            # four-bit weights lie two in a byte
+            shape = getattr(getattr(value, "quant_state", value), "shape", value.shape)
+            counts[self._groups[name]][0 if value.requires_grad else 1] += math.prod(shape)
         table = pd.DataFrame.from_dict(counts, orient="index", columns=["trained", "frozen"])
         table.loc["all"] = table.sum()
         table["share"] = table["trained"] / (table["trained"] + table["frozen"])
@@ -145,13 +182,17 @@ class Frozen:
         _set_modes(self._model, training=True)
 
     def names(self) -> set[str]:
-        """Return the names of what is frozen: parameters, and buffers of modules frozen whole."""
+        """Return the names of what is frozen: parameters, and buffers of modules frozen whole.
+
+        A four-bit weight's scales go with it, as ``...weight.absmax`` and the like.
+        """
         values = dict(self._model.named_parameters())
         kept = {name for name, value in values.items() if not value.requires_grad}
         moving = {name.rpartition(".")[0] for name in values if name not in kept}
         modules = {name.rpartition(".")[0] for name in kept} - moving
         state = self._model.state_dict(keep_vars=True)
         buffers = {n for n in state if n not in values and n.rpartition(".")[0] in modules}
+        buffers |= {n for n in state if f"{n.partition('.weight.')[0]}.weight" in kept}
         return {name for name in state if name in kept} | buffers
 
     def digest(self) -> str:

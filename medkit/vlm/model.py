@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from medkit.data.chat import IGNORED
+from medkit.data.chat import IGNORED, given
 from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
@@ -21,7 +21,6 @@ from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
 
 Inputs = Mapping[str, Tensor]
-_NOT_GIVEN = ("labels", "row", "site")  # fields of a batch that the model is not called with
 
 
 class LitVLM(LeanModule):
@@ -197,19 +196,16 @@ class LitVLM(LeanModule):
                     f"{len(said['names'])} are missing in it, {len(kept)} are frozen here, and "
                     "names or values differ. Load it with the same model and freeze policy."
                 )
-            own = self.state_dict()
-            checkpoint["state_dict"] |= {name: own[name] for name in kept}
+            # the scales of four-bit weights are theirs, and are not loaded
+            own, loaded = self.state_dict(), [*self.named_parameters(), *self.named_buffers()]
+            there = kept & {name for name, _ in loaded}
+            checkpoint["state_dict"] |= {name: own[name] for name in there}
         total, weight = checkpoint.get("train_loss", (None, 0.0))
         self._train_sum = None if total is None else torch.tensor(total, device=self.device)
         self._train_weight = weight
 
     def _frozen_names(self) -> set[str]:
         return {f"model.{name}" for name in self.frozen.names()}
-
-
-def given(batch: Inputs) -> dict[str, Tensor]:
-    """Return the fields of a batch that the model is called with."""
-    return {name: value for name, value in batch.items() if name not in _NOT_GIVEN}
 
 
 def loss_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:

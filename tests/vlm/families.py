@@ -10,7 +10,7 @@ import pytest
 transformers = pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 _BLOCKS: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
 }  # fmt: skip
 TEXT: dict[str, Any] = _BLOCKS | {
     "vocab_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0,
@@ -24,7 +24,7 @@ _QWEN = {
     "vision_end_token_id": 6,
 }
 _QWEN_EYE: dict[str, Any] = {
-    "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32,
+    "depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 8, "out_hidden_size": 64,
     "patch_size": 8, "spatial_merge_size": 2,
 }  # fmt: skip
 
@@ -66,8 +66,8 @@ def paligemma() -> Any:
     return t.PaliGemmaForConditionalGeneration(
         t.PaliGemmaConfig(
             vision_config=t.SiglipVisionConfig(**_EYE),
-            text_config=t.GemmaConfig(**TEXT, head_dim=8), image_token_index=3, projection_dim=32,
-            hidden_size=32,
+            text_config=t.GemmaConfig(**TEXT, head_dim=8), image_token_index=3, projection_dim=64,
+            hidden_size=64,
         )
     )  # fmt: skip
 
@@ -95,8 +95,8 @@ def idefics3() -> Any:
 def blip2() -> Any:
     t = transformers
     text = t.OPTConfig(
-        vocab_size=64, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=32, pad_token_id=0, bos_token_id=1,
+        vocab_size=64, hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=8,
+        max_position_embeddings=256, word_embed_proj_dim=64, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
     former = _BLOCKS | {"vocab_size": 64, "encoder_hidden_size": 32, "cross_attention_frequency": 1}

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("peft", reason="the extra vlm is not installed")
 
 from medkit.data.chat import padded
-from medkit.vlm.adapters import Adapters, linear_layers, merged
-from medkit.vlm.groups import groups_of
+from medkit.vlm.adapters import Adapters, merged
+from medkit.vlm.groups import groups_of, linear_layers
 from medkit.vlm.model import LitVLM
 from tests.vlm.families import EACH, internvl, llava
 from tests.vlm.test_packing import conversations
@@ -81,6 +81,13 @@ def test_targets_and_layers_to_skip_are_whole_names() -> None:
         Adapters(groups=("llm",), targets=("query",)).add_to(internvl())
     with pytest.raises(ValueError, match=r"skip must name layers as a whole; \['layers.1'\]"):
         Adapters(groups=("llm",), skip=("layers.1",)).add_to(internvl())
+
+
+def test_a_layer_whose_weight_is_only_read_gets_none() -> None:
+    parts = {"eye": nn.MultiheadAttention(8, 2), "text": nn.Linear(8, 8), "lead": nn.Linear(8, 8)}
+    prefixes = {"vision": ["eye"], "llm": ["text"], "aligner": ["lead"]}
+    model = nn.ModuleDict(parts)
+    assert linear_layers(model, ["vision", "llm"], prefixes) == ["text"]  # not eye.out_proj
 
 
 def test_a_group_can_be_trained_in_full_beside_them() -> None:

@@ -46,7 +46,7 @@ def fitted(path: Path, folder: Path, *, stop: int | None = None, **settings: Any
     run = start_run(folder, seed=0)
     dm = keyed(ReportDataModule(path, ChatEncoder(TOKENIZER, tutorial_pictures), batch_size=8))
     with run.init("fit"):
-        lit = LitVLM(**SMALL, total_steps=12, **settings)
+        lit = LitVLM(**{**SMALL, "total_steps": 12, **settings})
     trainer = stable_trainer(
         run, max_epochs=-1, max_steps=9, enable_progress_bar=False, gradient_clip_val=1.0,
         checkpoint_every_n_steps=3, callbacks=[] if stop is None else [Stop(stop)],
