@@ -125,6 +125,7 @@ def keep_trainable(model: nn.Module) -> nn.Module:
     without gradients, Lightning's sanity check included, for a kernel that has none: layers without
     bias then pass no gradient on, with a warning, and those with one crash.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
