@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 
 from medkit.callbacks.augmentation_schedule import AugmentationSchedule
 from medkit.callbacks.bits import bits
+from medkit.callbacks.collapse_guard import CollapseGuard
 from medkit.callbacks.fingerprint import SettingsChangedError, fingerprint, of_module, settings
 from medkit.callbacks.guard_policy import GuardSettings
 from medkit.callbacks.guard_state import not_finite
@@ -133,8 +134,8 @@ def stable_trainer(
     for guard in both:
         guard.on_event = guard.on_event or partial(run.ledger.append, stage=name)
         guard.name_row = guard.name_row or pseudonym
-    for schedule in [one for one in callbacks if isinstance(one, AugmentationSchedule)]:
-        schedule.on_event = schedule.on_event or partial(run.ledger.append, stage=name)
+    for teller in [c for c in callbacks if isinstance(c, AugmentationSchedule | CollapseGuard)]:
+        teller.on_event = teller.on_event or partial(run.ledger.append, stage=name)
     in_parts = [callback for callback in callbacks if isinstance(callback, MemoryGuard)]
     splitting = _asked("memory_guard", memory_guard, MemoryGuard, "MemoryGuard()")
     if splitting and not in_parts:

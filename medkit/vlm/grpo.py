@@ -82,8 +82,8 @@ class LitGRPO(LitVLM):
 
     Logs under ``train/`` once an epoch: ``loss``, ``reward``, ``reward_<name>`` of each part,
     ``reward_sd`` within groups, ``equal_groups`` (their share), ``kl``, ``clipped``, ``length`` in
-    tokens and ``distinct``, the share of answers of a batch that differ. Validation is that of
-    LitVLM, on the true answers.
+    tokens and ``distinct``, the share of answers of a batch that differ; at each drawing
+    ``step/reward`` and ``step/equal_groups``. Validation is that of LitVLM, on the true answers.
 
     The questions come from ``trainer.datamodule``, a
     :class:`~medkit.data.reports.ReportDataModule`.
@@ -183,7 +183,10 @@ class LitGRPO(LitVLM):
             old, _ = token_logprobs(self(**given(inputs)), inputs["labels"])
         self.seen.add("reward", total)
         self.seen.add("reward_sd", total.std(dim=1, unbiased=False))
-        self.seen.add("equal_groups", (~told_apart).float())
+        equal = (~told_apart).float()
+        self.seen.add("equal_groups", equal)
+        now = {"step/reward": total.mean(), "step/equal_groups": equal.mean()}
+        self.log_dict(now, on_step=True, on_epoch=False)
         self.seen.add("length", torch.tensor([float(len(one)) for one in answers]))
         self.seen.add("distinct", torch.tensor([len(set(texts)) / len(texts)]))
         for name, part in scored.parts.items():

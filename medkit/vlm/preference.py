@@ -59,7 +59,8 @@ class LitDPO(LitVLM):
     Logs under ``train/`` once an epoch and under ``val/``: ``loss``; ``accuracy``, the share of
     pairs with a positive margin; ``margin``; ``chosen_logprob`` and ``rejected_logprob``, a
     token's mean log-likelihood less the reference's: a chosen one below 0 is less likely than it
-    was.
+    was. At each step ``step/chosen_logprob`` and ``step/accuracy`` of the batch, for
+    :class:`~medkit.callbacks.collapse_guard.CollapseGuard`.
 
     Args:
         model: As LitVLM's, like what is not named here.
@@ -109,6 +110,8 @@ class LitDPO(LitVLM):
         """Return the pairs' mean loss."""
         losses, found = self._judged(batch)
         self._collect("train", losses, found)
+        for name in ("chosen_logprob", "accuracy"):
+            self.log(f"step/{name}", found[name].mean(), on_step=True, on_epoch=False)
         return losses.mean()
 
     def validation_step(self, batch: Pairs, batch_idx: int) -> None:

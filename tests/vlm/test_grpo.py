@@ -10,9 +10,12 @@ import torch
 pytest.importorskip("peft", reason="the extra vlm is not installed")
 
 from medkit import keyed as keys
+from medkit.callbacks.collapse_guard import CollapseGuard, Limit
+from medkit.callbacks.sampled_answers import SampledAnswers
 from medkit.data.chat import ChatEncoder, padded
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
+from medkit.record.ledger import Ledger
 from medkit.synth.reports import make_studies, write_reports
 from medkit.trainer import keyed, stable_trainer, start_run
 from medkit.vlm.constrained import FieldGrammar
@@ -26,6 +29,7 @@ from tests.vlm.test_model import Stop
 TOKENIZER = tutorial_tokenizer(["a"], pieces=NODULE.pieces())
 GRAMMAR = FieldGrammar(NODULE, TOKENIZER)
 SAMPLER = HFSampler(TOKENIZER, GRAMMAR.longest_tokens, 1.0, GRAMMAR.processor)
+LIMITS = [Limit("step/equal_groups", at_most=0.999, batches=4, reason="nothing is learnt")]
 SMALL: dict[str, Any] = {
     "model": "medkit.vlm.tutorial:tutorial_model",
     "model_args": {"vocabulary": len(TOKENIZER), "hidden": 32, "layers": 1},
@@ -46,9 +50,11 @@ def says_no(texts: list[str], **_: Any) -> Scored:
 
 def fitted(
     path: Path, folder: Path, *, rewards: Any = says_no, steps: int = 6, stop: int | None = None,
-    **settings: Any,
+    watched: bool = False, **settings: Any,
 ) -> tuple[LitGRPO, dict[str, float]]:  # fmt: skip
+    """Train under both watchers; a folder that is there already is resumed."""
     run = start_run(folder, seed=0)
+    watchers = [SampledAnswers(6, 2), CollapseGuard(LIMITS, snapshot_every=1)] if watched else []
     dm = keyed(
         ReportDataModule(
             path, ChatEncoder(TOKENIZER, tutorial_pictures), batch_size=4, patient=None
@@ -58,7 +64,7 @@ def fitted(
         lit = LitGRPO(**SMALL | {"group": 4, "lr": 1e-2} | settings).use(rewards, SAMPLER)
     trainer = stable_trainer(
         run, max_epochs=-1, max_steps=steps, enable_progress_bar=False, limit_val_batches=0,
-        checkpoint_every_n_steps=2, callbacks=[] if stop is None else [Stop(stop)],
+        checkpoint_every_n_steps=2, callbacks=[*watchers, *([] if stop is None else [Stop(stop)])],
     )  # fmt: skip
     trainer.fit(lit, dm, ckpt_path=run.resume("fit"))
     lit.seen.take()
@@ -132,12 +138,24 @@ def test_equal_rewards_move_nothing_but_towards_the_reference(path: Path, tmp_pa
 
 @pytest.mark.parametrize("reuse", [1, 2])
 def test_a_run_that_crashed_goes_on_to_the_bit(path: Path, tmp_path: Path, reuse: int) -> None:
+    """Watched or not: watching moves nothing."""
     whole, _ = fitted(path, tmp_path / "whole", reuse=reuse, steps=7)
     with pytest.raises(RuntimeError, match="crashed"):
-        fitted(path, tmp_path / "parts", reuse=reuse, steps=7, stop=5)
-    again, _ = fitted(path, tmp_path / "parts", reuse=reuse, steps=7)
+        fitted(path, tmp_path / "parts", reuse=reuse, steps=7, stop=5, watched=True)
+    again, logged = fitted(path, tmp_path / "parts", reuse=reuse, steps=7, watched=True)
     for name, value in bits(whole).items():
         assert torch.equal(value, bits(again)[name])
+    assert {"step/equal_groups", "step/diversity"} <= logged.keys()
+
+
+def test_groups_without_two_rewards_are_stopped(path: Path, tmp_path: Path) -> None:
+    def same(texts: list[str], **_: Any) -> Scored:
+        return Scored([1.0] * len(texts), {})
+
+    fitted(path, tmp_path / "run", rewards=same, steps=8, watched=True)
+    first, *_ = Ledger(tmp_path / "run" / "ledger.jsonl").read()
+    assert first["event"] == "collapse"
+    assert first["step"] == 4
 
 
 def test_the_kits_rewards_are_paid_by_column(path: Path, tmp_path: Path) -> None:

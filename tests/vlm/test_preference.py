@@ -12,15 +12,21 @@ pytest.importorskip("peft", reason="the extra vlm is not installed")
 import pytorch_lightning as pl
 
 from medkit import keyed as keys
+from medkit.callbacks.collapse_guard import CollapseGuard, Limit
+from medkit.callbacks.sampled_answers import SampledAnswers
 from medkit.data.chat import IGNORED, ChatEncoder
 from medkit.data.conversations import Conversation, Turn
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
+from medkit.record.ledger import Ledger
 from medkit.synth.reports import make_studies, write_reports
+from medkit.trainer import keyed, stable_trainer, start_run
 from medkit.vlm.preference import LitDPO, answer_logprobs, dpo_losses
 from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
+from tests.vlm.test_model import Stop
 
 TOKENIZER = tutorial_tokenizer(["a"], pieces=NODULE.pieces())
+LOW = [Limit("step/accuracy", at_most=0.5, batches=6, reason="so said the test")]
 SMALL: dict[str, Any] = {
     "model": "medkit.vlm.tutorial:tutorial_model",
     "model_args": {"vocabulary": len(TOKENIZER), "hidden": 32, "layers": 1},
@@ -95,6 +101,44 @@ def test_the_margin_rises_and_the_anchor_holds_what_is_chosen(dm: ReportDataModu
     assert held["val/chosen_logprob"] > 0
     for name, value in lit.model.named_parameters():
         assert "lora" in name or torch.equal(value, before[name])
+
+
+def watched(path: Path, folder: Path, *, stop: int | None = None, free: bool = False) -> LitDPO:
+    """Train in a run under both watchers; a folder that is there already is resumed."""
+    run = start_run(folder, seed=0)
+    source = ReportDataModule(
+        path, ChatEncoder(TOKENIZER, tutorial_pictures), batch_size=8, pairs=True
+    )
+    guard = [] if free else [SampledAnswers(6, 2), CollapseGuard(LOW, snapshot_every=1)]
+    with run.init("fit"):
+        lit = LitDPO(**SMALL, lora={"lora_rank": 4}, rpo_alpha=0.0, lr=1e-2)
+    trainer = stable_trainer(
+        run, max_epochs=-1, max_steps=12, enable_progress_bar=False, limit_val_batches=0,
+        checkpoint_every_n_steps=2, callbacks=[*guard, *([] if stop is None else [Stop(stop)])],
+    )  # fmt: skip
+    trainer.fit(lit, keyed(source), ckpt_path=run.resume("fit"))
+    return lit
+
+
+def test_watched_and_crashed_it_goes_on_to_the_bit_until_it_is_stopped(
+    dm: ReportDataModule, tmp_path: Path
+) -> None:
+    path = Path(str(dm.source))
+    whole = watched(path, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crashed"):
+        watched(path, tmp_path / "parts", stop=5)
+    again = watched(path, tmp_path / "parts")
+    lines = [Ledger(tmp_path / name / "ledger.jsonl").read() for name in ("whole", "parts")]
+    assert [line["action"] for line in lines[0]] == [line["action"] for line in lines[1]]
+    assert lines[0][0]["detail"] == lines[1][0]["detail"]
+    assert lines[0][0]["step"] > 5
+    unwatched = watched(path, tmp_path / "free", free=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+    lora = [name for name in whole.model.state_dict() if "lora_B" in name]
+    assert not all(
+        torch.equal(whole.model.state_dict()[n], unwatched.model.state_dict()[n]) for n in lora
+    )
 
 
 def test_a_conversation_without_a_rejected_answer_is_refused() -> None:
