@@ -7,7 +7,7 @@ logged, and held by a term of its own (``rpo_alpha``, Pang et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ def dpo_losses(
     *,
     beta: float,
     label_smoothing: float = 0.0,
+    rpo_alpha: float = 0.0,
+    tokens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each pair's loss and margin, ``(B,)``.
 
@@ -36,10 +38,14 @@ def dpo_losses(
         reference: The same under the model as it was.
         beta: How dear it is to move away from that.
         label_smoothing: Share of pairs that may be the wrong way round (Mitchell 2023).
+        rpo_alpha: Weight of the chosen answers' own loss per token.
+        tokens: Of the chosen answers, ``(B,)``; one each where it is left out.
     """
     margin = beta * ((policy[0] - reference[0]) - (policy[1] - reference[1]))
     kept = (1 - label_smoothing) * F.logsigmoid(margin)
-    return -(kept + label_smoothing * F.logsigmoid(-margin)), margin
+    losses = -(kept + label_smoothing * F.logsigmoid(-margin))
+    own = policy[0] if tokens is None else policy[0] / tokens
+    return losses - rpo_alpha * own if rpo_alpha else losses, margin
 
 
 def answer_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,13 +69,20 @@ class LitDPO(LitVLM):
     :class:`~medkit.callbacks.collapse_guard.CollapseGuard`.
 
     Args:
-        model: As LitVLM's, like what is not named here.
+        model: As LitVLM's.
+        model_args: As LitVLM's.
         lora: Keys of :class:`~medkit.vlm.adapters.Adapters`; what its ``full`` names would move
             the reference.
         beta: Of the loss.
         rpo_alpha: Weight of the chosen answers' own loss per token; 0: none.
         label_smoothing: Of the loss.
-        **settings: LitVLM's others.
+        prefixes: This and all below as LitVLM's.
+        total_steps: See there.
+        lr: See there.
+        vit_lr: See there.
+        aligner_lr: See there.
+        weight_decay: See there.
+        warmup: See there.
 
     Raises:
         ValueError: For adapters beside which parts are trained in full.
@@ -84,7 +97,13 @@ class LitDPO(LitVLM):
         beta: float = 0.1,
         rpo_alpha: float = 1.0,
         label_smoothing: float = 0.0,
-        **settings: Any,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
+        total_steps: int | None = None,
+        lr: float = 1e-3,
+        vit_lr: float | None = None,
+        aligner_lr: float | None = None,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
     ) -> None:
         if dict(lora or {}).get("full"):
             raise ValueError(
@@ -96,7 +115,10 @@ class LitDPO(LitVLM):
                 "beta must be above 0, rpo_alpha not below, label_smoothing from 0 to below 0.5; "
                 f"got {beta}, {rpo_alpha} and {label_smoothing}."
             )
-        super().__init__(model, model_args, lora=dict(lora or {}), **settings)
+        super().__init__(
+            model, model_args, lora=dict(lora or {}), prefixes=prefixes, total_steps=total_steps,
+            lr=lr, vit_lr=vit_lr, aligner_lr=aligner_lr, weight_decay=weight_decay, warmup=warmup,
+        )  # fmt: skip
         self.save_hyperparameters()
         self.beta, self.rpo_alpha, self.label_smoothing = beta, rpo_alpha, label_smoothing
         self.seen = {"train": Means(), "val": Means()}
@@ -141,10 +163,9 @@ class LitDPO(LitVLM):
         with torch.no_grad(), self.model.disable_adapter():
             reference, _ = self._of_both(batch)
         losses, margin = dpo_losses(
-            policy, reference, beta=self.beta, label_smoothing=self.label_smoothing
-        )
-        if self.rpo_alpha:
-            losses = losses - self.rpo_alpha * policy[0] / tokens[0]
+            policy, reference, beta=self.beta, label_smoothing=self.label_smoothing,
+            rpo_alpha=self.rpo_alpha, tokens=tokens[0],
+        )  # fmt: skip
         moved = [(p - r) / n for p, r, n in zip(policy, reference, tokens, strict=True)]
         found = {"accuracy": (margin > 0).float(), "margin": margin}
         found |= {"chosen_logprob": moved[0], "rejected_logprob": moved[1]}
