@@ -16,6 +16,7 @@ from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
 from medkit.vlm.adapters import Adapters
+from medkit.vlm.galore import GaLore
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
@@ -40,6 +41,8 @@ class LitVLM(LeanModule):
         freeze: Keys of :class:`~medkit.vlm.groups.FreezePolicy`, as ms-swift has them.
         lora: Keys of :class:`~medkit.vlm.adapters.Adapters`: train low-rank adapters, and of the
             model itself only what its ``full`` names. Instead of ``freeze``.
+        galore: Keys of :class:`~medkit.vlm.galore.GaLore`: AdamW's state in few directions.
+            Instead of ``lora``.
         prefixes: Group -> names of modules, for a family that is not known.
         total_steps: Optimizer steps of the whole training, for warm-up and cosine; None: a
             constant rate.
@@ -57,6 +60,7 @@ class LitVLM(LeanModule):
         *,
         freeze: Mapping[str, Any] | None = None,
         lora: Mapping[str, Any] | None = None,
+        galore: Mapping[str, Any] | None = None,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         total_steps: int | None = None,
         lr: float = 1e-3,
@@ -68,20 +72,24 @@ class LitVLM(LeanModule):
         super().__init__()
         model_args, freeze = dict(model_args or {}), dict(freeze or {})
         lora = None if lora is None else dict(lora)
+        galore = None if galore is None else dict(galore)
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
         require_steps(total_steps)
         self.model: Any = build(model, model_args)
         if lora is not None:
-            if freeze:
+            if freeze or galore is not None:
                 raise ValueError(
                     "what is trained is said by freeze or by lora, not by both: beside adapters, "
-                    "lora's full names the groups that are trained as a whole."
+                    "lora's full names the groups that are trained as a whole. Adapters are of low "
+                    "rank already, so galore goes with freeze alone."
                 )
             self.model = Adapters.of(lora).add_to(self.model, prefixes)
             self.frozen = Frozen(self.model, groups_of(self.model, prefixes))
         else:
             self.frozen = _policy(freeze).apply(self.model, prefixes)
         self.groups = groups_of(self.model, prefixes)
+        self.galore = None if galore is None else GaLore.of(galore)
+        self.projected = self.galore.projected(self.model, prefixes) if self.galore else set()
         self.total_steps = total_steps
         self.lr = {"llm": lr, "vision": vit_lr or lr, "aligner": aligner_lr or lr}
         self.weight_decay = weight_decay
@@ -160,7 +168,7 @@ class LitVLM(LeanModule):
             metric.reset()
 
     def configure_optimizers(self) -> torch.optim.Optimizer | OptimizerLRSchedulerConfig:
-        """Return AdamW with a rate a group, decay for matrices alone, warm-up and cosine."""
+        """Return AdamW or GaLore, a rate a group, decay for matrices alone, warm-up and cosine."""
         several: dict[tuple[float, float], list[Tensor]] = {}
         for name, value in self.model.named_parameters():
             if value.requires_grad:
@@ -169,6 +177,10 @@ class LitVLM(LeanModule):
         parameters = [
             {"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in several.items()
         ]
+        if self.galore is not None:
+            some = [v for name, v in self.model.named_parameters() if name in self.projected]
+            projecting = self.galore.optimizer(parameters, some)
+            return warmup_cosine(projecting, self.total_steps, warmup=self.warmup)
         mixed = self._trainer is not None and str(self._trainer.precision).endswith("-mixed")
         optimizer = torch.optim.AdamW(parameters, fused=not mixed)
         return warmup_cosine(optimizer, self.total_steps, warmup=self.warmup)
