@@ -64,22 +64,44 @@ def write_answers(
     return found
 
 
-def swapped(conversations: Sequence[Conversation], *, seed: int = 0) -> list[Conversation]:
+def swapped(
+    conversations: Sequence[Conversation], *, seed: int = 0, within: str | None = None
+) -> list[Conversation]:
     """Return conversations with the pictures of others: each set goes one on in a keyed order.
 
+    Conversations about the same pictures, such as several questions, get the same others.
+
+    Args:
+        conversations: With as many pictures each.
+        seed: Of the order.
+        within: A column, such as "site": pictures stay among those with the same value there.
+            Else a model that knows the hospital by its pictures loses by theirs alone.
+
     Raises:
-        ValueError: For one conversation, or sets of different numbers of pictures.
+        ValueError: For one set of pictures, or sets of different numbers of pictures.
     """
+    groups: dict[str, dict[tuple[str, ...], None]] = {}
+    for one in conversations:
+        place = "" if within is None else str(one.columns.get(within, ""))
+        groups.setdefault(place, {})[one.images] = None
     numbers = {len(one.images) for one in conversations}
-    if len(conversations) < 2 or len(numbers) != 1 or numbers == {0}:
+    fewest = min((len(sets) for sets in groups.values()), default=0)
+    if fewest < 2 or len(numbers) != 1 or numbers == {0}:
         raise ValueError(
-            "pictures are dealt anew among two or more conversations with as many pictures each; "
-            f"got {len(conversations)} with {sorted(numbers)}. Ask about those with one number."
+            "pictures are dealt anew among two or more sets with as many pictures each; got "
+            f"{fewest} or more{' at each ' + within if within else ''}, with {sorted(numbers)}. "
+            "Ask about those with one number."
         )
-    order = keyed.generator(seed, "swap").permutation(len(conversations))
-    out = list(conversations)
-    for here, there in zip(order, np.roll(order, 1), strict=True):
-        out[here] = replace(conversations[here], images=conversations[there].images)
+    dealt: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+    for place, found in groups.items():
+        sets = list(found)
+        order = keyed.generator(seed, "swap", *([place] if place else [])).permutation(len(sets))
+        for here, there in zip(order, np.roll(order, 1), strict=True):
+            dealt[place, sets[here]] = sets[there]
+    out = []
+    for one in conversations:
+        place = "" if within is None else str(one.columns.get(within, ""))
+        out.append(replace(one, images=dealt[place, one.images]))
     return out
 
 
