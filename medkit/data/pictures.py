@@ -1,21 +1,23 @@
-"""One picture of a conversation, from PNG or JPEG, DICOM or NIfTI, as grey from 0 to 1."""
+"""One picture of a conversation, from PNG or JPEG, DICOM or NIfTI, as grey or as colours."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medkit.dicom.reading import read_image, read_nifti
 
-__all__ = ["read_picture"]
+__all__ = ["LUNG_HU", "read_picture", "read_rgb"]
 
+LUNG_HU = (-1000.0, 400.0)  # black and white of a CT slice
 _PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def read_picture(
-    path: str | Path, *, window_hu: tuple[float, float] = (-1000.0, 400.0)
+    path: str | Path, *, window_hu: tuple[float, float] = LUNG_HU
 ) -> NDArray[np.float32]:
     """Read a picture, ``(H, W)``, 0 black and 1 white.
 
@@ -45,13 +47,37 @@ def read_picture(
     return np.clip((values - low) / (high - low), 0, 1)
 
 
+def read_rgb(path: str | Path, *, window_hu: tuple[float, float] = LUNG_HU) -> NDArray[np.uint8]:
+    """Read a picture as image processors want it, ``(H, W, 3)`` from 0 to 255.
+
+    PNG and JPEG of 8 bits keep their colours; all else is that of :func:`read_picture`, thrice.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PICTURES:
+        image = _opened(path)
+        if not _wide(image):
+            return np.asarray(image.convert("RGB"), np.uint8)
+    grey = np.round(255 * read_picture(path, window_hu=window_hu)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
 def _picture(path: Path) -> NDArray[np.float32]:
+    image = _opened(path)
+    wide = _wide(image)
+    grey = np.asarray(image if wide else image.convert("L"), np.float32)
+    return grey / np.float32(65535 if wide else 255)
+
+
+def _wide(image: Any) -> bool:
+    return bool(image.mode.startswith("I"))  # 16 bits
+
+
+def _opened(path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            wide = image.mode.startswith("I")  # 16 bits
-            grey = np.asarray(image if wide else image.convert("L"), np.float32)
+            image.load()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         if isinstance(error, FileNotFoundError):
             raise
@@ -59,4 +85,4 @@ def _picture(path: Path) -> NDArray[np.float32]:
             f"{path} must be a picture, and cannot be read ({error}). Write it again, or leave "
             "its conversation out."
         ) from error
-    return grey / np.float32(65535 if wide else 255)
+    return image

@@ -8,6 +8,7 @@ its share is logged.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,13 +90,20 @@ class LitGRPO(LitVLM):
     :class:`~medkit.data.reports.ReportDataModule`.
 
     Args:
-        model: As LitVLM's, like what is not named here.
+        model: As LitVLM's.
+        model_args: As LitVLM's.
         lora: Keys of :class:`~medkit.vlm.adapters.Adapters`, without ``full``.
         group: Answers a question.
         beta: Weight of the distance from the reference.
         epsilon: Of the clipping.
         reuse: Steps that answers are used for.
-        **settings: LitVLM's others.
+        prefixes: This and all below as LitVLM's.
+        total_steps: See there.
+        lr: See there.
+        vit_lr: See there.
+        aligner_lr: See there.
+        weight_decay: See there.
+        warmup: See there.
     """
 
     rewards: Reward
@@ -111,7 +119,13 @@ class LitGRPO(LitVLM):
         beta: float = 0.04,
         epsilon: float = 0.2,
         reuse: int = 1,
-        **settings: Any,
+        prefixes: Mapping[str, Sequence[str]] | None = None,
+        total_steps: int | None = None,
+        lr: float = 1e-3,
+        vit_lr: float | None = None,
+        aligner_lr: float | None = None,
+        weight_decay: float = 0.05,
+        warmup: float = 0.1,
     ) -> None:
         if dict(lora or {}).get("full"):
             raise ValueError(
@@ -123,7 +137,10 @@ class LitGRPO(LitVLM):
                 "a group needs 2 answers or more, reuse 1 step or more, beta 0 or more and epsilon "
                 f"a share; got {group}, {reuse}, {beta} and {epsilon}."
             )
-        super().__init__(model, model_args, lora=dict(lora or {}), **settings)
+        super().__init__(
+            model, model_args, lora=dict(lora or {}), prefixes=prefixes, total_steps=total_steps,
+            lr=lr, vit_lr=vit_lr, aligner_lr=aligner_lr, weight_decay=weight_decay, warmup=warmup,
+        )  # fmt: skip
         self.save_hyperparameters()
         self.group, self.beta, self.epsilon, self.reuse = group, beta, epsilon, reuse
         self.seen = Means()
@@ -216,5 +233,5 @@ class LitGRPO(LitVLM):
 
 
 def _answered(prompt: Encoded, answer: Tensor) -> Encoded:
-    labels: Sequence[Tensor] = (torch.full_like(prompt.ids, IGNORED), answer)
-    return Encoded(torch.cat([prompt.ids, answer]), torch.cat(list(labels)), prompt.pictures)
+    labels = torch.cat([torch.full_like(prompt.ids, IGNORED), answer])
+    return replace(prompt, ids=torch.cat([prompt.ids, answer]), labels=labels)

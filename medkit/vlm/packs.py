@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medkit.data.chat import Encoded, padded
+from medkit.data.chat import Encoded, given, padded
 from medkit.data.packing import Positions, packed
 
 __all__ = ["packing_error", "positions_of", "require_exact_packing"]
-
-_NOT_GIVEN = ("labels", "segment", "row", "site")
 
 
 def positions_of(model: Any) -> Positions | None:
@@ -96,10 +94,10 @@ def require_exact_packing(
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    given: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NOT_GIVEN}
+    inputs: dict[str, Any] = given(batch)
     inner = getattr(model, "model", None)
-    if hasattr(inner, "get_rope_index") and "position_ids" not in given:
+    if hasattr(inner, "get_rope_index") and "position_ids" not in inputs:
         image = model.config.image_token_id
-        given["mm_token_type_ids"] = (batch["input_ids"] == image).int()
-    found: Tensor = model(**given).logits
+        inputs["mm_token_type_ids"] = (batch["input_ids"] == image).int()
+    found: Tensor = model(**inputs).logits
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medkit import keyed
-from medkit.data.chat import Encoded, padded
+from medkit.data.chat import Encoded, given, padded
 
 __all__ = ["HFSampler", "Sampler"]
 
@@ -80,6 +80,7 @@ class HFSampler:
             temperature=self.temperature if drawn else None,
             top_k=0 if drawn else None,
             top_p=None,
+            eos_token_id=self.tokenizer.eos_token_id,
             logits_processor=[self.processor()] if self.processor else None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -93,10 +94,9 @@ class HFSampler:
 
 def _ends_alike(prompts: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
     """Return questions as one batch that ends where the answers begin."""
-    batch = padded(prompts, pad)
-    del batch["labels"]
+    batch = given(padded(prompts, pad))
     for row, one in enumerate(prompts):
         missing = batch["input_ids"].shape[1] - len(one.ids)
-        for name in ("input_ids", "attention_mask"):
+        for name in ("input_ids", "attention_mask", *one.kinds):
             batch[name][row] = batch[name][row].roll(missing)
     return batch
