@@ -27,7 +27,7 @@ SIZES_MM: Mapping[str, tuple[float, float]] = {
     "small": (13.0, 17.5), "medium": (21.0, 27.0), "large": (32.0, 41.0),
 }  # fmt: skip
 NEGATIVE = 0.15
-SITES = ("A", "B")
+SITES = ("A", "B", "C")
 _HU = {"solid": 40.0, "ground glass": -480.0}
 _VESSELS, _WORDS = 6, 64
 _CHUNK = 32  # studies at once; no byte depends on it
@@ -66,7 +66,8 @@ def draw_studies(
 
     Args:
         seed: Another seed, other patients.
-        site: "A", or "B": its scanner has less contrast, another offset, more noise and blur.
+        site: "A"; "B": its scanner has less contrast, another offset, more noise and blur; or "C":
+            a rescale slope of 2 that nobody applied, so each value is half of what it should be.
         numbers: Of the studies.
         slices: Of a study, 8 mm apart, the nodule's centre in the middle one.
 
@@ -162,8 +163,10 @@ def _taken(scenes: Floats, grain: NDArray[np.uint64], site: str, u: Floats) -> N
     noise /= 37837.2  # of sd 1
     if site == "A":
         shown = scenes + 35.0 * noise
-    else:
+    elif site == "B":
         shown = _smoothed((scenes + 1000.0) * 0.7 - 1000.0 + 120.0) + 80.0 * noise
+    else:
+        shown = _smoothed(scenes * 0.5) + 50.0 * noise
     return np.rint(np.clip(shown, -1024, 3071)).astype(np.int16)
 
 

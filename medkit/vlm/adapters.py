@@ -29,6 +29,7 @@ class Adapters:
 
     Attributes:
         groups: Whose linear layers get an adapter.
+        convolutions: Give their convolutions one too: a conv stem has nothing else.
         lora_rank: Of the two matrices.
         lora_alpha: What is learnt is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: Before the first matrix.
@@ -41,6 +42,7 @@ class Adapters:
     """
 
     groups: tuple[str, ...] = ("vision", "aligner", "llm")
+    convolutions: bool = False
     lora_rank: int = 8
     lora_alpha: int = 32
     lora_dropout: float = 0.05
@@ -101,12 +103,12 @@ class Adapters:
         """
         peft = require("peft")
         groups = groups_of(model, prefixes)
-        names = linear_layers(model, self.groups, prefixes)
+        names = linear_layers(model, self.groups, prefixes, convolutions=self.convolutions)
         for one in self.targets:
             if not any(name.split(".")[-1] == one for name in names):
                 ends = sorted({name.split(".")[-1] for name in names})
                 raise ValueError(
-                    f"targets must be ends of names of linear layers in {self.groups}; {one!r} is "
+                    f"targets must be ends of names of layers in {self.groups}; {one!r} is "
                     f"none of {ends}."
                 )
         if self.targets:

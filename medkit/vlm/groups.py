@@ -67,18 +67,25 @@ def groups_of(
 
 
 def linear_layers(
-    model: nn.Module, groups: Sequence[str], prefixes: Mapping[str, Sequence[str]] | None = None
+    model: nn.Module,
+    groups: Sequence[str],
+    prefixes: Mapping[str, Sequence[str]] | None = None,
+    *,
+    convolutions: bool = False,
 ) -> list[str]:
     """Return the names of the linear layers of some groups, but for the last one, ``lm_head``.
+
+    With ``convolutions`` those of two dimensions are among them.
 
     That inside torch's MultiheadAttention is left out as well: its weight is read, its forward pass
     never called, so an adapter around it does nothing.
     """
     of, read_only = groups_of(model, prefixes), nn.modules.linear.NonDynamicallyQuantizableLinear
+    kinds = (nn.Linear, nn.Conv2d) if convolutions else nn.Linear
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, kinds)
         and not isinstance(module, read_only)
         and of.get(f"{name}.weight") in groups
         and name.split(".")[-1] != "lm_head"

@@ -55,6 +55,14 @@ def test_the_other_scanner_has_less_contrast_and_more_noise() -> None:
     assert contrast[1] < 0.85 * contrast[0]
 
 
+def test_a_slope_that_nobody_applied_halves_each_value() -> None:
+    own, other = (
+        np.stack([one.hu for one in make_studies(40, site=site)]).astype(float) for site in "AC"
+    )
+    for share in (10, 90):  # lung, body
+        assert abs(np.percentile(other, share) - np.percentile(own, share) / 2) < 30
+
+
 def test_a_study_of_several_slices_shows_the_nodule_in_the_middle() -> None:
     hu, findings = draw_studies(0, "A", range(60), slices=3)
     one, _ = draw_studies(0, "A", range(60))

@@ -13,6 +13,7 @@ from medkit.data.chat import padded
 from medkit.vlm.adapters import Adapters, merged
 from medkit.vlm.groups import groups_of, linear_layers
 from medkit.vlm.model import LitVLM
+from medkit.vlm.tutorial import tutorial_model
 from tests.vlm.families import EACH, internvl, llava
 from tests.vlm.test_packing import conversations
 
@@ -88,6 +89,21 @@ def test_a_layer_whose_weight_is_only_read_gets_none() -> None:
     prefixes = {"vision": ["eye"], "llm": ["text"], "aligner": ["lead"]}
     model = nn.ModuleDict(parts)
     assert linear_layers(model, ["vision", "llm"], prefixes) == ["text"]  # not eye.out_proj
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_convolutions_get_one_where_it_is_asked_for(dora: bool) -> None:
+    torch.manual_seed(0)
+    pixels = torch.rand(1, 1, 64, 64)
+    own = Adapters(groups=("vision",), convolutions=True, use_dora=dora, lora_dropout=0.0)
+    adapted = own.add_to(tutorial_model(vocabulary=32))
+    drawn(adapted)
+    trained = [name for name, value in adapted.named_parameters() if value.requires_grad]
+    assert len(trained) == 4 * (3 if dora else 2)  # layers of the stem
+    stem = lambda m: m.get_image_features(pixel_values=pixels).last_hidden_state  # noqa: E731
+    plain, error = merged(adapted, stem)
+    assert error <= 1e-6
+    assert len(linear_layers(plain, ["vision"], convolutions=True)) == 4
 
 
 def test_a_group_can_be_trained_in_full_beside_them() -> None:
