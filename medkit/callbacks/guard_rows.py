@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
 from medkit import keyed as keys
+from medkit.data.chat import ROWS
 from medkit.data.loader import KeyedLoader
 
 Row = int | str
@@ -51,6 +53,10 @@ def in_words(line: Mapping[str, Any]) -> str:
 def take(batch: Any, index: Sequence[int], size: int) -> Any:
     """Return a batch of the samples at ``index``; what has no entry for each sample stays.
 
+    A mapping may say how many entries of a field each sample has, as a field of that name and
+    ``_rows``, int64 ``(B,)``: pictures of conversations are put one behind the other. What has no
+    entry left is left out.
+
     Args:
         batch: Tensors, arrays and lists of strings or numbers with one entry a sample, in any
             nesting of tuples, lists and mappings.
@@ -64,7 +70,13 @@ def take(batch: Any, index: Sequence[int], size: int) -> Any:
     if isinstance(batch, np.ndarray):
         return batch[list(index)] if batch.ndim and len(batch) == size else batch
     if isinstance(batch, Mapping):
-        parts = {key: take(value, index, size) for key, value in batch.items()}
+        parts = {}
+        for key, value in batch.items():
+            counts = batch.get(f"{key}{ROWS}")
+            if not isinstance(counts, Tensor):
+                parts[key] = take(value, index, size)
+            elif own := _entries(counts.tolist(), index):
+                parts[key] = take(value, own, len(value))
         return parts if type(batch) is dict else type(batch)(parts)  # type: ignore[call-arg]
     if isinstance(batch, list | tuple):
         plain = isinstance(batch, list) and all(isinstance(v, str | int | float) for v in batch)
@@ -73,6 +85,11 @@ def take(batch: Any, index: Sequence[int], size: int) -> Any:
         parts_in_order = [take(value, index, size) for value in batch]
         return getattr(type(batch), "_make", type(batch))(parts_in_order)
     return batch
+
+
+def _entries(counts: Sequence[int], index: Sequence[int]) -> list[int]:
+    ends = list(accumulate(counts))
+    return [entry for at in index for entry in range(ends[at] - counts[at], ends[at])]
 
 
 def samples(batch: Any) -> int:
