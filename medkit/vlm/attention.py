@@ -18,7 +18,9 @@ from medkit.saliency.attribution import as_used
 from medkit.saliency.volume_maps import VolumeMaps
 from medkit.vlm.places import Asked, token_grids
 
-__all__ = ["attention_maps", "eager", "fields_of_all"]
+__all__ = ["NOT_PLAYED", "attention_maps", "eager", "fields_of_all"]
+
+NOT_PLAYED = "not checked: play the pointing game before these maps are shown"
 
 
 def attention_maps(
@@ -64,7 +66,7 @@ def attention_maps(
     return {
         name: VolumeMaps(
             together(maps), f"attention of {name!r}, mean over heads and {over}",
-            "attention weight", signed=False,
+            "attention weight", signed=False, verdict=NOT_PLAYED,
         )
         for name, maps in found.items()
     }  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medkit.saliency.attribution import as_used
 from medkit.saliency.volume_maps import VolumeMaps
-from medkit.vlm.attention import fields_of_all, together
+from medkit.vlm.attention import NOT_PLAYED, fields_of_all, together
 from medkit.vlm.places import Asked, pixels_of
 
 with warnings.catch_warnings():  # tqdm, which Captum imports, asks for JupyterLab's widgets
@@ -99,6 +99,7 @@ def integrated_gradients(
         name: VolumeMaps(
             together(maps), f"integrated gradients of {name!r}", "nat",
             delta=torch.tensor(deltas[name]), nodes=torch.tensor(nodes[name]),
+            verdict=NOT_PLAYED,
         )
         for name, maps in values.items()
     }  # fmt: skip
@@ -160,7 +161,9 @@ def occlusion(
             found.append(total / times.clamp_min(1))
     stacked = together(found)
     return {
-        name: VolumeMaps(stacked[:, number], f"occlusion of {name!r}", "nat lost")
+        name: VolumeMaps(
+            stacked[:, number], f"occlusion of {name!r}", "nat lost", verdict=NOT_PLAYED
+        )
         for number, name in enumerate(names)
     }
 

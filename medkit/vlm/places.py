@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medkit.data.chat import IGNORED, ChatEncoder, Encoded
+from medkit.data.chat import IGNORED, ChatEncoder, Encoded, given, padded
 from medkit.data.conversations import Conversation
 from medkit.data.pictures import read_picture
 from medkit.data.report_schema import ReportSchema
@@ -46,10 +46,7 @@ class Asked:
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """Return what the model is called with, on its device, a batch of one."""
-        ids = self.encoded.ids[None]
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.encoded.pictures}
-        if hasattr(getattr(model, "model", None), "get_rope_index"):  # Qwen-VL
-            batch["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+        batch = given(padded([self.encoded], 0))
         device = next(model.parameters()).device
         return {name: value.to(device) for name, value in batch.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +42,12 @@ def asked_of(model: Any, given: dict[str, Tensor] | None = None) -> Asked:
     blank = {k: torch.full_like(v, -1.0) if k == "pixel_values" else v for k, v in pictures.items()}
     last = len(ids) - 1
     fields = {"one": (last - 3,), "two": (last - 2, last - 1)}
-    return Asked(Encoded(ids, ids, pictures), fields, {"one": "1", "two": "2"}, blank)
+    return Asked(encoded(model, ids, pictures), fields, {"one": "1", "two": "2"}, blank)
+
+
+def encoded(model: Any, ids: Tensor, pictures: Mapping[str, Tensor]) -> Encoded:
+    kinds = {"mm_token_type_ids": 3} if "Qwen" in type(model).__name__ else {}
+    return Encoded(ids, ids, pictures, kinds)
 
 
 def patch_changed(model: Any, asked: Asked, row: int, column: int, cells: int) -> dict[str, Tensor]:
@@ -137,7 +143,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
     model = built(QUICK["llava"])
     asked = asked_of(model)
     ids = torch.cat([asked.encoded.ids, torch.tensor([3])])  # a class token, say
-    more = Asked(Encoded(ids, ids, asked.encoded.pictures), asked.tokens, asked.said, asked.blank)
+    more = Asked(encoded(model, ids, asked.encoded.pictures), asked.tokens, asked.said, asked.blank)
     with pytest.raises(ValueError, match="must be a grid over the picture; found 17"):
         token_grids(model, more)
 
@@ -149,7 +155,7 @@ def test_shares_add_up_to_what_the_pictures_change(build: Any) -> None:
         pytest.skip("its two views of a picture lie one behind the other, as two pictures")
     asked = asked_of(model)
     found = attribution.integrated_gradients(model, [asked], steps=64, cell=2)
-    black = Asked(Encoded(asked.encoded.ids, asked.encoded.ids, asked.blank), asked.tokens, {})
+    black = Asked(encoded(model, asked.encoded.ids, asked.blank), asked.tokens, {})
     for name, places in asked.tokens.items():
         with torch.no_grad():
             said = [model(**one.inputs(model)).logits[0].log_softmax(-1) for one in (asked, black)]
