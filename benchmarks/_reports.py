@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from _kills import Kill, KillAt
 
 from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, read_conversations
@@ -42,15 +41,36 @@ def held_out(path: Path) -> list[Conversation]:
 
 
 def train(
-    path: Path, run_dir: Path, *, seed: int, steps: int = STEPS, chat: ChatEncoder | None = None
+    path: Path,
+    run_dir: Path,
+    *,
+    seed: int,
+    steps: int = STEPS,
+    chat: ChatEncoder | None = None,
+    make: Callable[[], LitVLM] | None = None,
+    every: int | None = None,
+    kill: Kill | None = None,
+    **data: Any,
 ) -> LitVLM:
-    """Train the tutorial model as the README does, with a tenth of the patients held back."""
+    """Train the tutorial model as the README does, or another module, from where it was cut.
+
+    Args:
+        path: JSONL; a tenth of the patients is held back.
+        run_dir: Of the run; one that is there is resumed.
+        seed: Of the run.
+        steps: Of the whole training.
+        chat: Of :func:`encoder`.
+        make: Makes the module.
+        every: Steps between resume points.
+        kill: Where the process dies.
+        **data: More arguments of the DataModule.
+    """
     chat = chat or encoder()
-    data = ReportDataModule(path, chat, val_fraction=0.05, test_fraction=0.05)
+    dm = ReportDataModule(path, chat, val_fraction=0.05, test_fraction=0.05, **data)
     run = start_run(run_dir, seed=seed)
     with run.init("fit"):
         args = {"vocabulary": len(chat.tokenizer)}
-        lit = LitVLM(FACTORY, args, total_steps=steps, warmup=WARMUP)
+        lit = make() if make else LitVLM(FACTORY, args, total_steps=steps, warmup=WARMUP)
     trainer = stable_trainer(
         run,
         max_epochs=-1,
@@ -58,8 +78,11 @@ def train(
         gradient_clip_val=CLIP,
         enable_progress_bar=False,
         limit_val_batches=0,
+        checkpoint_every_n_steps=every,
+        checkpoint_every_s=None,
+        callbacks=[KillAt(kill)],
     )
-    trainer.fit(lit, keyed(data), ckpt_path=run.resume("fit"))
+    trainer.fit(lit, keyed(dm), ckpt_path=run.resume("fit"))
     run.finish()
     return lit
 
@@ -79,8 +102,3 @@ def scores(
     columns = [one.columns for one in some]
     patient = [column["patient"] for column in columns]
     return score_fields(NODULE, texts, [c["fields"] for c in columns], patient=patient)
-
-
-def exact(found: FieldScores) -> NDArray[np.float64]:
-    """Return 1 where an answer is right as a whole, by study."""
-    return found.exact.astype(np.float64)
