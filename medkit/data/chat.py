@@ -19,14 +19,15 @@ from torch import Tensor
 from medkit.data.conversations import MARK, Conversation, Turn
 
 __all__ = [
-    *("IGNORED", "LEARNT", "ROWS", "ChatEncoder", "Encoded", "Pictures"),
+    *("IGNORED", "LEARNT", "PACKING", "ROWS", "ChatEncoder", "Encoded", "Pictures"),
     *("given", "padded", "pictures_of"),
 ]
 
 IGNORED = -100  # as a label: nothing is learnt here
 LEARNT = -1  # as a kind of token: what is learnt
 ROWS = "_rows"  # behind a pictures' field: how many of its rows each conversation has
-_NOT_GIVEN = ("labels", "row", "site", "segment")  # fields that a model is not called with
+PACKING = "packing_length"  # of a batch to be packed: tokens of a row
+_NOT_GIVEN = ("labels", "row", "site", "segment", PACKING)  # fields that a model is not called with
 
 Pictures = Callable[[Sequence[str]], tuple[Mapping[str, Tensor], Sequence[str]]]
 """Files -> what the model is given of them, and the text that stands for each in a conversation."""

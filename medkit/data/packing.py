@@ -1,4 +1,4 @@
-"""Several conversations in one row, none of which sees another.
+"""Several conversations in one row, none of which sees another; and the batches that suit it.
 
 Rows filled up with padding waste most of a step where a few answers are long. Packed rows waste
 little, and are exact only when three things are right: a mask by which nobody looks across, places
@@ -10,21 +10,22 @@ trained model's tokens change), and the loss still falls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.utils.data import Sampler
 
-from medkit.data.chat import IGNORED, Encoded, pictures_of
+from medkit import keyed
+from medkit.data.chat import IGNORED
 
-__all__ = ["PackPlan", "Positions", "packed", "plan_packs"]
+__all__ = ["ByLength", "PackPlan", "PackedBatches", "packed", "plan_packs"]
 
 WORTH_WASTE = 0.25  # share of padding below which length-sorted batches are as fast
-Positions = Callable[[Encoded], Tensor]
-"""Places of one conversation's tokens, ``(L,)`` or ``(rows, L)``, as its model has them alone."""
+_SORTED = 50  # batches whose conversations are sorted together
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def plan_packs(lengths: ArrayLike, *, longest: int, batch_size: int = 32) -> Pac
         found = f"up to {n.max()}" if n.size else "none"
         raise ValueError(
             f"conversations of 1 to {longest} tokens are packed, at least one; found {found}. "
-            "Pass a greater longest=, or leave the long ones out and say so."
+            "Pass a greater length of a row, or leave the long ones out and say so."
         )
     rows: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # tokens that are left -> rows
@@ -100,55 +101,157 @@ def plan_packs(lengths: ArrayLike, *, longest: int, batch_size: int = 32) -> Pac
     )
 
 
-def packed(
-    packs: Sequence[Sequence[Encoded]],
-    *,
-    pad: int,
-    longest: int,
-    positions: Positions | None = None,
-) -> dict[str, Tensor]:
-    """Return packed rows as a model of Hugging Face's is called with, under SDPA or eager.
+class PackedBatches(Sampler[list[int]]):
+    """Batches of conversations that fill whole rows, one behind the other as they are packed.
+
+    Each epoch is planned anew: which of equally long conversations share a row, and the order of
+    the rows, are functions of the epoch's key. The rows that do not fill a batch are left out, each
+    epoch others.
 
     Args:
-        packs: Conversations of each row.
-        pad: Number of the padding token.
+        lengths: Tokens of each conversation.
         longest: Tokens of a row.
-        positions: The model's places, where they do not count tokens (Qwen-VL).
+        batch_size: Conversations of a batch, on average: it is made of as many rows as hold them.
+
+    Raises:
+        ValueError: For conversations that do not fit, or do not fill one batch.
+    """
+
+    def __init__(self, lengths: ArrayLike, *, longest: int, batch_size: int) -> None:
+        self.lengths = np.asarray(lengths, np.int64)
+        self.plan = plan_packs(self.lengths, longest=longest, batch_size=batch_size)
+        each = len(self.lengths) / len(self.plan.packs)
+        self.rows = max(1, round(batch_size / each))
+        _require_one(len(self.plan.packs), self.rows, "rows")
+
+    def __len__(self) -> int:
+        return len(self.plan.packs) // self.rows
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = _draw()
+        order = draw.permutation(len(self.lengths))
+        # the number of rows is a function of the lengths alone, whichever of them comes first
+        packs = plan_packs(self.lengths[order], longest=self.plan.longest).packs
+        some = draw.permutation(len(packs))[: len(self) * self.rows].reshape(-1, self.rows)
+        for batch in some.tolist():
+            yield [int(order[one]) for row in batch for one in packs[row]]
+
+
+class ByLength(Sampler[list[int]]):
+    """Batches of about equally long conversations.
+
+    Of 50 batches at a time, drawn at random, conversations are sorted; then batches are shuffled,
+    so the longest do not all come first. Those that do not fill a batch are left out, each epoch
+    others.
+
+    Args:
+        lengths: Tokens of each conversation.
+        batch_size: Conversations of a batch.
+
+    Raises:
+        ValueError: For fewer conversations than a batch.
+    """
+
+    def __init__(self, lengths: ArrayLike, *, batch_size: int) -> None:
+        self.lengths = np.asarray(lengths, np.int64)
+        self.size = batch_size
+        _require_one(len(self.lengths), batch_size, "conversations")
+
+    def __len__(self) -> int:
+        return len(self.lengths) // self.size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = _draw()
+        order = draw.permutation(len(self.lengths))[: len(self) * self.size]
+        batches: list[list[int]] = []
+        for at in range(0, len(order), _SORTED * self.size):
+            some = order[at : at + _SORTED * self.size]
+            some = some[np.argsort(self.lengths[some], kind="stable")]
+            batches += some.reshape(-1, self.size).tolist()
+        for number in draw.permutation(len(batches)).tolist():
+            yield batches[number]
+
+
+def packed(
+    batch: Mapping[str, Tensor],
+    *,
+    longest: int,
+    places: Tensor | None = None,
+    mask: bool = True,
+) -> dict[str, Tensor]:
+    """Return a batch with its conversations in as few rows as they fit in, in their order.
+
+    Args:
+        batch: Of :func:`~medkit.data.chat.padded`, filled up on the right.
+        longest: Tokens of a row.
+        places: The model's own places of the batch's tokens, ``(rows, B, L)``, where it does not
+            count them (Qwen-VL).
+        mask: Whether to say who may look at whom. Without one, FlashAttention and SDPA find the
+            conversations by their places, if there is no cache.
 
     Returns:
-        ``input_ids`` and ``labels``, ``(B, L)``; ``position_ids``, ``(B, L)`` or ``(rows, B, L)``;
-        ``attention_mask``, bool ``(B, 1, L, L)``, true where a token may look; ``segment``, int64
-        ``(B, L)``, which conversation of the row a token is of, -1 behind the last; and the
-        pictures' fields.
+        ``input_ids`` and ``labels``, ``(R, longest)``; ``position_ids``, ``(R, longest)`` or
+        ``(rows, R, longest)``; ``segment``, int64 ``(R, longest)``, which conversation of the batch
+        a token is of, -1 behind the last; ``attention_mask``, bool ``(R, 1, longest, longest)``,
+        true where a token may look; and the other fields, those of the shape of ``input_ids``
+        packed like them.
+
+    Raises:
+        ValueError: For a conversation that is longer than a row.
     """
-    size = len(packs), longest
-    ids, labels = torch.full(size, pad), torch.full(size, IGNORED)
-    segment = torch.full(size, -1)
-    places: Tensor | None = None
-    for row, pack in enumerate(packs):
-        at = 0
-        for number, one in enumerate(pack):
-            stop = at + len(one.ids)
-            if stop > longest:
-                raise ValueError(
-                    f"a row holds {longest} tokens, and pack {row} has more. Plan with "
-                    "plan_packs(lengths, longest=...)."
-                )
-            own = torch.arange(len(one.ids)) if positions is None else positions(one)
-            if places is None:
-                places = torch.zeros((*own.shape[:-1], *size), dtype=torch.int64)
-            ids[row, at:stop], segment[row, at:stop] = one.ids, number
-            labels[row, at:stop] = one.labels
-            labels[row, at] = IGNORED  # it would be learnt from another conversation
-            places[..., row, at:stop] = own
-            at = stop
-    # padding looks at itself alone: a row of nothing to look at is NaN
-    alone = torch.where(segment < 0, -1 - torch.arange(longest), segment)
-    may = (alone[:, :, None] == alone[:, None, :]) & torch.ones(longest, longest).tril().bool()
-    batch = {"input_ids": ids, "labels": labels, "segment": segment, "attention_mask": may[:, None]}
-    if places is not None:
-        batch["position_ids"] = places
-    return batch | pictures_of([one for pack in packs for one in pack])
+    ids, there = batch["input_ids"], batch["attention_mask"].bool()
+    lengths: list[int] = there.sum(1).tolist()
+    if max(lengths) > longest:
+        raise ValueError(
+            f"a row holds {longest} tokens, and a conversation of the batch has {max(lengths)}. "
+            "Pass a greater length of a row."
+        )
+    row_of, begins, row, at = [], [], 0, 0
+    for length in lengths:
+        if at + length > longest:
+            row, at = row + 1, 0
+        row_of.append(row)
+        begins.append(at)
+        at += length
+    whose, within = there.nonzero(as_tuple=True)
+    rows = torch.tensor(row_of, device=ids.device)[whose]
+    columns = torch.tensor(begins, device=ids.device)[whose] + within
+
+    def put(values: Tensor, fill: Tensor | int) -> Tensor:
+        out = values.new_zeros((*values.shape[:-1], row + 1, longest)) + fill
+        out[..., rows, columns] = values
+        return out
+
+    labels = batch["labels"].clone()
+    labels[:, 0] = IGNORED  # it would be learnt from another conversation
+    segment = put(whose, -1)
+    rest = {k: v for k, v in batch.items() if k not in ("input_ids", "labels", "attention_mask")}
+    out = {
+        # the end of an answer, which is no picture, fills up
+        "input_ids": put(ids[there], ids[0, lengths[0] - 1]),
+        "labels": put(labels[there], IGNORED),
+        "position_ids": put(within if places is None else places[..., there], 0),
+        "segment": segment,
+        **{k: put(v[there], 0) if np.shape(v) == ids.shape else v for k, v in rest.items()},
+    }
+    if mask:
+        # padding looks at itself alone: a row of nothing to look at is NaN
+        own = torch.where(segment < 0, -1 - torch.arange(longest, device=ids.device), segment)
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=ids.device).tril()
+        out["attention_mask"] = ((own[:, :, None] == own[:, None, :]) & causal)[:, None]
+    return out
+
+
+def _draw() -> np.random.Generator:
+    # a keyed loader sets torch's global generator from the epoch's key; without one it goes on
+    return keyed.generator(int(torch.empty((), dtype=torch.int64).random_()), "order")
+
+
+def _require_one(found: int, wanted: int, what: str) -> None:
+    if found < wanted:
+        raise ValueError(
+            f"there must be {what} for one batch, {wanted}; found {found}. Lower batch_size."
+        )
 
 
 def _waste(lengths: NDArray[np.int64], batch_size: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from medkit.data import splits
-from medkit.data.chat import ChatEncoder, Encoded, padded
+from medkit.data.chat import PACKING, ChatEncoder, Encoded, padded
 from medkit.data.conversations import Conversation, read_conversations
+from medkit.data.packing import ByLength, PackedBatches, PackPlan, plan_packs
 from medkit.data.splits import Split
 
 __all__ = ["ReportDataModule", "ReportDataset"]
+
+_log = logging.getLogger(__name__)
+_PACKING_LENGTH = 512  # the mask of a row grows with its square: 1,024 are slower
 
 
 class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
@@ -73,6 +78,11 @@ class ReportDataModule(pl.LightningDataModule):
     pictures' fields, and ``row`` and ``site``, int64 ``(B,)``, as all of the kit's batches have.
     Of pairs it is ``chosen`` and ``rejected``, dicts with the former, and ``row`` and ``site``.
 
+    With ``packing``, which conversations are in a batch is chosen so that they fill rows of
+    ``packing_length`` tokens. The batch looks as any other, so what takes single conversations out
+    of it still does, and says that it is to be packed, which LitVLM does; :attr:`plan` says what
+    that saves. Validation and test are never packed.
+
     Args:
         conversations: JSONL (:func:`~medkit.data.conversations.read_conversations`), or what was
             read from elsewhere.
@@ -85,6 +95,9 @@ class ReportDataModule(pl.LightningDataModule):
         split_seed: Another seed, another split.
         batch_size: Conversations a step.
         pairs: Yield each with its rejected answer, for preferences.
+        packing: Training batches are packed (True), shuffled as they come (False), of about equal
+            lengths ("by_length"), or what the plan advises of the first and the last ("auto").
+        packing_length: Tokens of a packed row; None: 512, or what the longest has.
 
     Raises:
         ValueError: For conversations without the columns, or a split that cannot be made.
@@ -103,14 +116,23 @@ class ReportDataModule(pl.LightningDataModule):
         split_seed: int = 0,
         batch_size: int = 32,
         pairs: bool = False,
+        packing: bool | str = False,
+        packing_length: int | None = None,
     ) -> None:
         super().__init__()
+        if packing not in (True, False, "auto", "by_length") or (packing and pairs):
+            raise ValueError(
+                'packing must be True, False, "auto" or "by_length", and False for pairs, of which '
+                f"both answers are compared; got {packing!r} with pairs={pairs}."
+            )
         self.source = conversations
         self.encoder = encoder
         self.patient, self.site, self.test_site = patient, site, test_site
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed, self.batch_size = split_seed, batch_size
         self.pairs = pairs
+        self.packing, self.packing_length = packing, packing_length
+        self.plan: PackPlan | None = None  # of the training conversations, once they are asked for
         self.sites: list[str] = []
         self.split: Split | None = None
         self.dataset: ReportDataset | None = None
@@ -159,8 +181,20 @@ class ReportDataModule(pl.LightningDataModule):
         return [int(row) for row in split.part(part)]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches; the last, short one is left out."""
-        return self._loader("train", shuffle=True, drop_last=True)
+        """Return shuffled or packed batches; those that are not full are left out."""
+        if not self.packing:
+            return self._loader("train", shuffle=True, drop_last=True)
+        rows = self.rows("train")
+        encoded = cast("ReportDataset", self.dataset).encoded
+        lengths = [len(encoded[row][0].ids) for row in rows]
+        longest = self.packing_length or max(_PACKING_LENGTH, *lengths)
+        self.plan = plan_packs(lengths, longest=longest, batch_size=self.batch_size)
+        packs = self.packing is True or (self.packing == "auto" and self.plan.worth_it)
+        _log.log(logging.WARNING if packs and not self.plan.worth_it else logging.INFO, self.plan)
+        if packs:
+            batches = PackedBatches(lengths, longest=longest, batch_size=self.batch_size)
+            return self._loader("train", batches=batches, packing_length=longest)
+        return self._loader("train", batches=ByLength(lengths, batch_size=self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation rows in order."""
@@ -171,12 +205,21 @@ class ReportDataModule(pl.LightningDataModule):
         return self._loader("test")
 
     def _loader(
-        self, part: str, *, shuffle: bool = False, drop_last: bool = False
+        self,
+        part: str,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        batches: Sampler[list[int]] | None = None,
+        packing_length: int | None = None,
     ) -> DataLoader[Any]:
         rows = self.rows(part)
         dataset = cast("ReportDataset", self.dataset)
-        together = partial(_together, pad=self.encoder.tokenizer.pad_token_id)
+        pad = self.encoder.tokenizer.pad_token_id
+        together = partial(_together, pad=pad, packing_length=packing_length)
         some = torch.utils.data.Subset(dataset, rows)
+        if batches is not None:
+            return DataLoader(some, batch_sampler=batches, collate_fn=together)
         return DataLoader(
             some, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=together
         )
@@ -194,9 +237,13 @@ class ReportDataModule(pl.LightningDataModule):
         return np.array([str(one.columns[self.patient]) for one in found])
 
 
-def _together(samples: Sequence[tuple[Any, ...]], *, pad: int) -> dict[str, Any]:
+def _together(
+    samples: Sequence[tuple[Any, ...]], *, pad: int, packing_length: int | None
+) -> dict[str, Any]:
     chosen, rejected, row, site = zip(*samples, strict=True)
-    whose = {"row": torch.tensor(row), "site": torch.tensor(site)}
+    whose: dict[str, Any] = {"row": torch.tensor(row), "site": torch.tensor(site)}
+    if packing_length is not None:
+        whose[PACKING] = packing_length
     if rejected[0] is None:
         return padded(chosen, pad) | whose
     return {"chosen": padded(chosen, pad), "rejected": padded(rejected, pad)} | whose

@@ -11,13 +11,14 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from medkit.data.chat import IGNORED, given
+from medkit.data.chat import IGNORED, PACKING, given
 from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine
 from medkit.vlm.adapters import Adapters
 from medkit.vlm.galore import GaLore
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
+from medkit.vlm.packs import packed_for, require_exact_packing
 
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
 
@@ -30,6 +31,9 @@ class LitVLM(LeanModule):
     What is frozen has no gradient, is in evaluation mode (``from_pretrained`` leaves all of a model
     in it, ``train()`` none), is not in the checkpoint, and is compared at the end of the fit with
     what it was: its SHA-256 must not have moved.
+
+    A batch that says so (:class:`~medkit.data.reports.ReportDataModule`'s ``packing``) is packed
+    before the model is called, and the first one is asked whether that is exact for this model.
 
     Logs ``train/loss`` once an epoch; per validation ``val/loss``, ``val/token_accuracy`` and
     ``val/exact`` (share of answers all of whose tokens are the likeliest, those before them given:
@@ -98,6 +102,7 @@ class LitVLM(LeanModule):
         self._train_sum: Tensor | None = None  # of the running epoch
         self._train_weight = 0.0
         self._digest = ""
+        self._packs_exactly = False  # as far as is known
 
     def forward(self, **inputs: Tensor) -> Tensor:
         """Return logits, ``(B, L, vocabulary)``, for the model's own inputs."""
@@ -106,6 +111,8 @@ class LitVLM(LeanModule):
 
     def loss_terms(self, batch: Inputs) -> tuple[Tensor, float]:
         """Return the sum of the tokens' losses, and how many are learnt."""
+        if PACKING in batch:
+            batch = packed_for(self.model, batch, longest=int(batch[PACKING]))
         total, weight = loss_sum(self(**given(batch)), batch["labels"])
         return total, float(weight)
 
@@ -125,6 +132,12 @@ class LitVLM(LeanModule):
     def on_train_epoch_start(self) -> None:
         """Wake what is trained, and that alone."""
         self.frozen.set_modes()
+
+    def on_train_batch_start(self, batch: Inputs, batch_idx: int) -> None:
+        """Ask once whether packing is exact for this model."""
+        if PACKING in batch and not self._packs_exactly:
+            require_exact_packing(self.model, batch, longest=int(batch[PACKING]))
+            self._packs_exactly = True
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss of a token."""

@@ -2,76 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from medkit.data.chat import Encoded, given, padded
-from medkit.data.packing import Positions, packed
+from medkit.data.chat import given
+from medkit.data.packing import packed
 
-__all__ = ["packing_error", "positions_of", "require_exact_packing"]
+__all__ = ["packed_for", "packing_error", "places_of", "require_exact_packing"]
+
+Batch = Mapping[str, Tensor]
 
 
-def positions_of(model: Any) -> Positions | None:
-    """Return the places of one conversation's tokens for a model; None where it counts them.
+def places_of(model: Any, batch: Batch) -> Tensor | None:
+    """Return the places of a batch's tokens for a model; None where it counts them.
 
-    Qwen-VL's are three: time, row and column of a patch, and the same number thrice for text.
+    Qwen-VL's are four: the number of a token, by which conversations are told apart, and time, row
+    and column of a patch, the same number thrice for text.
+
+    Args:
+        model: Of Hugging Face's, with adapters or without.
+        batch: Of :func:`~medkit.data.chat.padded`.
+
+    Returns:
+        int64 ``(4, B, L)``, or None.
     """
-    inner: Any = getattr(model, "model", None)
+    whole = _bare(model)
+    inner: Any = getattr(whole, "model", None)
     if not hasattr(inner, "get_rope_index"):
         return None
-    image = model.config.image_token_id
-
-    def positions(one: Encoded) -> Tensor:
-        ids = one.ids[None]
-        found, _ = inner.get_rope_index(
-            ids,
-            mm_token_type_ids=(ids == image).int(),
-            image_grid_thw=one.pictures.get("image_grid_thw"),
-            attention_mask=torch.ones_like(ids),
-        )
-        places: Tensor = found[:, 0]
-        return places
-
-    return positions
+    ids = batch["input_ids"]
+    found, _ = inner.get_rope_index(
+        ids,
+        mm_token_type_ids=(ids == whole.config.image_token_id).int(),
+        image_grid_thw=batch.get("image_grid_thw"),
+        attention_mask=batch["attention_mask"],
+    )
+    number = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return torch.cat([number[None], found])
 
 
-def packing_error(model: Any, samples: Sequence[Encoded], batch: dict[str, Tensor]) -> float:
-    """Return the largest difference between logits in a packed row and alone.
+def packed_for(model: Any, batch: Batch, *, longest: int) -> dict[str, Tensor]:
+    """Return a batch packed as a model takes it; its fields are those of ``batch``.
+
+    With FlashAttention there is no mask: it finds the conversations by their places.
+
+    Args:
+        model: Of Hugging Face's, with adapters or without.
+        batch: Of :func:`~medkit.data.chat.padded`.
+        longest: Tokens of a row.
+    """
+    by_places = "flash" in str(_bare(model).config.get_text_config()._attn_implementation)
+    return packed(batch, longest=longest, places=places_of(model, batch), mask=not by_places)
+
+
+def packing_error(model: Any, batch: Batch, together: Batch) -> float:
+    """Return the largest difference between logits in packed rows and without.
+
+    It is a share of the largest logit, where that is above 1.
 
     Args:
         model: Of Hugging Face's; it is asked in evaluation mode.
-        samples: The conversations of the one row in ``batch``, in their order.
-        batch: Of :func:`~medkit.data.packing.packed`, or what a script makes instead of it.
+        batch: Of :func:`~medkit.data.chat.padded`.
+        together: The same of :func:`packed_for`, or what a script makes instead of it.
     """
-    was = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            together = _logits(model, batch)[0]
-            worst, at = 0.0, 0
-            for one in samples:
-                alone = _logits(model, padded([one], 0))[0]
-                part = together[at : at + len(one.ids)]
-                at += len(one.ids)
-                worst = max(worst, float((part - alone).abs().max()))
+            apart = _logits(model, batch)[batch["attention_mask"].bool()]
+            rows = _logits(model, together)[together["segment"] >= 0]
     finally:
-        model.train(was)
-    return worst
+        for module, training in modes.items():
+            module.training = training
+    return float((rows - apart).abs().max() / apart.abs().max().clamp_min(1))
 
 
 def require_exact_packing(
-    model: Any, samples: Sequence[Encoded], *, pad: int = 0, most: float | None = None
+    model: Any, batch: Batch, *, longest: int | None = None, most: float | None = None
 ) -> float:
-    """Pack some conversations, and refuse a model whose answers to them differ from those alone.
+    """Pack conversations, and refuse a model whose answers to them differ from those without.
 
     Args:
         model: Of Hugging Face's.
-        samples: Two or more, of different lengths, with pictures.
-        pad: Number of the padding token.
-        most: Largest difference of a logit; None: 1e-5 in float32, 1e-12 in float64, 0.1 in less.
+        batch: Of :func:`~medkit.data.chat.padded`: two or more, of different lengths, with
+            pictures.
+        longest: Tokens of a row; None: all in one.
+        most: Largest difference of a logit; None: 1e-12 in float64, 1e-5 in float32, 0.1 in less,
+            torch's faster matrix products for float32 among it.
 
     Returns:
         The largest difference found.
@@ -79,25 +99,30 @@ def require_exact_packing(
     Raises:
         ValueError: Where it is more: another conversation is seen, or places are others.
     """
-    length = sum(len(one.ids) for one in samples)
-    batch = packed([samples], pad=pad, longest=length, positions=positions_of(model))
-    dtype = next(model.parameters()).dtype
-    limit = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 0.1) if most is None else most
-    worst = packing_error(model, samples, batch)
+    longest = int(batch["attention_mask"].sum()) if longest is None else longest
+    worst = packing_error(model, batch, packed_for(model, batch, longest=longest))
+    dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
+    whole = 1e-5 if torch.get_float32_matmul_precision() == "highest" else 0.1
+    limit = {torch.float64: 1e-12, torch.float32: whole}.get(dtype, 0.1) if most is None else most
     if not worst <= limit:
         raise ValueError(
-            f"packed conversations must be what they are alone; logits of {type(model).__name__} "
-            f"differ by {worst:.2g}, more than {limit:.0e}. It looks at a question in both "
-            "directions, or has places of its own: train it with batches sorted by length."
+            f"packed conversations must be what they are alone; logits of "
+            f"{type(_bare(model)).__name__} differ by {worst:.2g}, more than {limit:.0e}. It looks "
+            "at a question in both directions, or has places of its own: train it with batches "
+            "sorted by length."
         )
     return worst
 
 
-def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
     inputs: dict[str, Any] = given(batch)
-    inner = getattr(model, "model", None)
-    if hasattr(inner, "get_rope_index") and "position_ids" not in inputs:
-        image = model.config.image_token_id
+    whole = _bare(model)
+    if hasattr(getattr(whole, "model", None), "get_rope_index") and "position_ids" not in inputs:
+        image = whole.config.image_token_id
         inputs["mm_token_type_ids"] = (batch["input_ids"] == image).int()
-    found: Tensor = model(**inputs).logits
+    found: Tensor = model(**{"use_cache": False, **inputs}).logits
     return found
