@@ -43,11 +43,13 @@ class CandidateFiles:
             file has them ``air_hu`` and ``muscle_hu``.
         sources: Series -> its file, or a tuple of DICOM files.
         index: Of the DICOM files; None where there are none.
+        beside: Series -> files of the same folders that are in none, perhaps its damaged slices.
     """
 
     table: pd.DataFrame
     sources: Mapping[str, str | tuple[str, ...]]
     index: Index | None = field(default=None)
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def digest(self) -> str:
         """Return a SHA-256 of the table."""
@@ -140,7 +142,8 @@ def find_candidates(
         if name not in table:
             table[name] = nothing
     table = table.drop(columns=["patient_id"], errors="ignore")
-    return CandidateFiles(table, {uid: sources[uid] for uid in wanted}, index)
+    beside = {uid: series.beside for uid, series in by_uid.items()}
+    return CandidateFiles(table, {uid: sources[uid] for uid in wanted}, index, beside)
 
 
 def _read(path: Path | str) -> pd.DataFrame:

@@ -203,6 +203,8 @@ def _cut_into(
             out[rows] = AIR_HU
             _log.warning("%s; its %d candidate(s) are left out", error, len(rows))
             continue
+        if files.beside.get(name):  # a slice at an end that is damaged leaves no gap
+            _log.warning("%s: %s", name, "; ".join(volume.notes))
         read += 1
         places = files.table[["x", "y_lps", "z"]].to_numpy(np.float64)[rows] * [-1, -1, 1]
         cut = patches_at(volume, places, spacing_mm=spacing_mm, size=size)
@@ -223,7 +225,9 @@ def _cut_into(
 
 def _for(files: CandidateFiles, series: str, reader: Mapping[str, Any]) -> dict[str, Any]:
     """Return the reader's options where they apply: those of series are for DICOM."""
-    return dict(reader) if isinstance(files.sources[series], tuple) else {}
+    if not isinstance(files.sources[series], tuple):
+        return {}
+    return {**reader, "beside": files.beside.get(series, ())}
 
 
 def _key(files: CandidateFiles, root: Path, settings: Mapping[str, Any], progress: bool) -> str:

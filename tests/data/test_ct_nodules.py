@@ -322,6 +322,16 @@ def test_a_refused_series_is_listed_and_bounded(archive: Path) -> None:
     assert mended.lost == {"outside of its volume": 1}
 
 
+@pytest.mark.parametrize("place", [0, 5], ids=["at an end", "amid"])
+def test_a_damaged_slice_is_named_where_patches_are_cut(
+    archive: Path, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = sorted((archive / "images" / "P0").iterdir())[place]
+    lost.write_bytes(b"no slice any more")
+    from_series(archive, max_lost=0.5)
+    assert lost.name in caplog.text
+
+
 def test_tables_that_do_not_fit_their_images_are_refused(archive: Path) -> None:
     path = archive / "candidates.csv"
     table = pd.read_csv(path)
