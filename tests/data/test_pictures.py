@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medkit.data.pictures import read_picture
+from medkit.data.pictures import read_picture, read_rgb
 from medkit.synth import phantom_series as phantom
 from medkit.synth.reports import make_studies
 
@@ -35,6 +35,24 @@ def test_a_slice_of_dicom_goes_through_the_kits_reader(tmp_path: Path) -> None:
     stored = one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept)
     assert found.shape == (one.Rows, one.Columns)
     np.testing.assert_allclose(found, np.clip((stored + 1024) / 4095, 0, 1), atol=1e-6)
+
+
+def test_image_processors_get_three_colours(tmp_path: Path) -> None:
+    colours = np.zeros((4, 6, 3), np.uint8)
+    colours[:, :, 2] = 200
+    Image.fromarray(colours).save(tmp_path / "colour.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "colour.png"), colours)
+    wide = np.array([[0, 257 * 99], [65535, 257]], np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    found = read_rgb(tmp_path / "wide.png")
+    np.testing.assert_array_equal(found, np.repeat(wide[:, :, None] // 257, 3, axis=2))
+    volume = np.array([[-1000, 400], [-300, 3000]], np.int16)[:, :, None]
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "slice.nii.gz")
+    found = read_rgb(tmp_path / "slice.nii.gz")
+    assert found.dtype == np.uint8
+    assert found[:, :, 1].tolist() == [[0, 255], [128, 255]]
+    darker = read_rgb(tmp_path / "slice.nii.gz", window_hu=(-300, 3000))
+    assert darker[:, :, 0].tolist() == [[0, 54], [0, 255]]
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:

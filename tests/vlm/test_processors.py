@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import pytorch_lightning as pl
@@ -16,7 +18,9 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 import transformers
 
 from medkit.data.chat import IGNORED, Encoded, given, padded
+from medkit.data.conversations import Conversation, Turn
 from medkit.data.reports import ReportDataModule
+from medkit.synth.phantom_series import phantom_series
 from medkit.vlm import hub
 from medkit.vlm.answers import write_answers
 from medkit.vlm.model import LitVLM
@@ -208,6 +212,28 @@ def test_a_conversation_longer_than_the_model_reads_is_refused(
         long.encode(one)
     with pytest.raises(ValueError, match="may have 40 tokens"):
         long.prompt(one)
+
+
+def test_a_study_is_several_slices_of_dicom_and_nifti(folder: Folder, tmp_path: Path) -> None:
+    (slice_,) = phantom_series(slices=1)
+    slice_.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    hu = np.linspace(-1000, 400, 40 * 32).reshape(40, 32, 1).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(hu, np.eye(4)), tmp_path / "b.nii.gz")
+    files = (str(tmp_path / "a.dcm"), str(tmp_path / "b.nii.gz"))
+    turns = (Turn("user", "Above:<image> below:<image> change?"), Turn("assistant", "no."))
+    encoder = hub.encoder(model_id=str(folder("qwen2_5_vl")))
+    one = encoder.encode(Conversation(turns, files))
+    tokens = one.pictures["image_grid_thw"].prod(1) // 4
+    said = re.sub(r"(<.image_pad.>)+", "#", encoder.tokenizer.decode(one.ids))
+    eyes = "<|vision_start|>#<|vision_end|>"
+    assert f"Above:{eyes} below:{eyes} change?<|im_end|>" in said
+    mark = encoder.tokenizer.convert_tokens_to_ids(encoder.mark)
+    assert (one.ids == mark).sum() == tokens.sum()
+    lung = hub.encoder(model_id=str(folder("qwen2_5_vl")), window_hu=(-1000, 3000))
+    assert not torch.equal(
+        lung.encode(Conversation(turns, files)).pictures["pixel_values"],
+        one.pictures["pixel_values"],
+    )
 
 
 def test_colours_are_kept_and_grey_is_given_thrice(folder: Folder, tmp_path: Path) -> None:
