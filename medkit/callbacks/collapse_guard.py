@@ -80,7 +80,7 @@ class Limit:
 
 COLLAPSE = (
     Limit(
-        "step/chosen_logprob", at_least=_LOG_090, batches=8,
+        "step/chosen_logprob", at_least=_LOG_090, batches=4,
         reason="a token of the preferred answers has become a tenth less likely than it was",
     ),
     Limit(

@@ -81,6 +81,7 @@ class HFSampler:
             top_k=0 if drawn else None,
             top_p=None,
             eos_token_id=self.tokenizer.eos_token_id,
+            suppress_tokens=_placeholders(model) or None,
             logits_processor=[self.processor()] if self.processor else None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -90,6 +91,13 @@ class HFSampler:
         """Cut what stands behind the end."""
         ends = (answer == self.tokenizer.eos_token_id).nonzero()
         return answer[: int(ends[0, 0]) + 1] if len(ends) else answer
+
+
+def _placeholders(model: Any) -> list[int]:
+    """Return tokens that stand for pictures: said in an answer, it could not be learnt from."""
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    found = (getattr(model.config, name, None) for name in names)
+    return sorted({token for token in found if isinstance(token, int)})
 
 
 def _ends_alike(prompts: Sequence[Encoded], pad: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from medkit import keyed as keys
 from medkit.callbacks.collapse_guard import CollapseGuard, Limit
 from medkit.callbacks.sampled_answers import SampledAnswers
 from medkit.data.chat import ChatEncoder, padded
+from medkit.data.conversations import Conversation, Turn
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.record.ledger import Ledger
@@ -181,3 +182,14 @@ def test_draws_do_not_depend_on_the_global_state(path: Path) -> None:
         first = SAMPLER(lit.model, prompts, seed=2, place=("a",))
     second = SAMPLER(lit.model, prompts, seed=2, place=("a",))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_no_answer_has_a_pictures_token() -> None:
+    lit = LitGRPO(**SMALL)
+    image = TOKENIZER.convert_tokens_to_ids("<image>")
+    asked = Conversation((Turn("user", "a"), Turn("assistant", "a")))
+    prompts = [ChatEncoder(TOKENIZER).prompt(asked)] * 64
+    with torch.no_grad():
+        lit.model.get_output_embeddings().weight[image] *= 50  # it would say little else
+    answers = HFSampler(TOKENIZER, 12, 3.0)(lit.model, prompts, seed=0, place=())
+    assert not any((one == image).any() for one in answers)
