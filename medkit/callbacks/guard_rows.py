@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 
 from medkit import keyed as keys
-from medkit.data.chat import ROWS
+from medkit.data.encoded import ROWS
 from medkit.data.loader import KeyedLoader
 
 Row = int | str

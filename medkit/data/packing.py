@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from medkit import keyed
-from medkit.data.chat import IGNORED
+from medkit.data.encoded import IGNORED
 
 __all__ = ["ByLength", "PackPlan", "PackedBatches", "packed", "plan_packs"]
 
@@ -182,7 +182,7 @@ def packed(
     """Return a batch with its conversations in as few rows as they fit in, in their order.
 
     Args:
-        batch: Of :func:`~medkit.data.chat.padded`, filled up on the right.
+        batch: Of :func:`~medkit.data.encoded.padded`, filled up on the right.
         longest: Tokens of a row.
         places: The model's own places of the batch's tokens, ``(rows, B, L)``, where it does not
             count them (Qwen-VL).

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from medkit.data import splits
-from medkit.data.chat import PACKING, ChatEncoder, Encoded, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, read_conversations
+from medkit.data.encoded import PACKING, Encoded, padded
 from medkit.data.packing import ByLength, PackedBatches, PackPlan, plan_packs
 from medkit.data.splits import Split
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from medkit import keyed as keys
-from medkit.data.chat import ChatEncoder, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation
+from medkit.data.encoded import padded
 from medkit.data.loader import keyed
 from medkit.data.reports import ReportDataset
 from medkit.vlm.model import LitVLM

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medkit.data.chat import IGNORED, Encoded, padded
+from medkit.data.encoded import IGNORED, Encoded, padded
 from medkit.vlm.means import Means
 from medkit.vlm.model import LitVLM, given, token_logprobs
 from medkit.vlm.sampling import Sampler

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from medkit.data.chat import IGNORED, PACKING, given
+from medkit.data.encoded import IGNORED, PACKING, given
 from medkit.models.lean_module import LeanModule
 from medkit.models.nets import build
 from medkit.models.schedules import require_steps, warmup_cosine

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medkit.data.chat import given
+from medkit.data.encoded import given
 from medkit.data.packing import packed
 
 __all__ = ["packed_for", "packing_error", "places_of", "require_exact_packing"]
@@ -24,7 +24,7 @@ def places_of(model: Any, batch: Batch) -> Tensor | None:
 
     Args:
         model: Of Hugging Face's, with adapters or without.
-        batch: Of :func:`~medkit.data.chat.padded`.
+        batch: Of :func:`~medkit.data.encoded.padded`.
 
     Returns:
         int64 ``(4, B, L)``, or None.
@@ -51,7 +51,7 @@ def packed_for(model: Any, batch: Batch, *, longest: int) -> dict[str, Tensor]:
 
     Args:
         model: Of Hugging Face's, with adapters or without.
-        batch: Of :func:`~medkit.data.chat.padded`.
+        batch: Of :func:`~medkit.data.encoded.padded`.
         longest: Tokens of a row.
     """
     by_places = "flash" in str(_bare(model).config.get_text_config()._attn_implementation)
@@ -65,7 +65,7 @@ def packing_error(model: Any, batch: Batch, together: Batch) -> float:
 
     Args:
         model: Of Hugging Face's; it is asked in evaluation mode.
-        batch: Of :func:`~medkit.data.chat.padded`.
+        batch: Of :func:`~medkit.data.encoded.padded`.
         together: The same of :func:`packed_for`, or what a script makes instead of it.
     """
     modes = {module: module.training for module in model.modules()}
@@ -87,7 +87,7 @@ def require_exact_packing(
 
     Args:
         model: Of Hugging Face's.
-        batch: Of :func:`~medkit.data.chat.padded`: two or more, of different lengths, with
+        batch: Of :func:`~medkit.data.encoded.padded`: two or more, of different lengths, with
             pictures.
         longest: Tokens of a row; None: all in one.
         most: Largest difference of a logit; None: 1e-12 in float64, 1e-5 in float32, 0.1 in less,

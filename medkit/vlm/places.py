@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medkit.data.chat import IGNORED, ChatEncoder, Encoded, given, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation
+from medkit.data.encoded import IGNORED, Encoded, given, padded
 from medkit.data.pictures import read_picture
 from medkit.data.report_schema import ReportSchema
 
@@ -96,7 +97,7 @@ class Pixels:
     """How the pictures lie in what a model is given, and the way back to rows and columns.
 
     Args:
-        pictures: Fields of :class:`~medkit.data.chat.Encoded`: ``pixel_values`` as ``(..., C, H,
+        pictures: Fields of :class:`~medkit.data.encoded.Encoded`: ``pixel_values`` as ``(..., C, H,
             W)``, or Qwen-VL's rows, a patch each, with ``image_grid_thw``.
         merge: Patches along a side of what becomes one token of Qwen-VL, which decides on the order
             of rows.

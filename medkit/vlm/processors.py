@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medkit.data.chat import LEARNT
+from medkit.data.encoded import LEARNT
 from medkit.data.pictures import LUNG_HU, read_rgb
 from medkit.vlm.extra import require
 
@@ -35,7 +35,7 @@ class Family:
         asked: What the image processor is called with besides.
         nested: Whether it wants the pictures of a conversation as a list in a list.
         dropped: What it returns that the model does not take.
-        kinds: Field -> ``IMAGE`` or ``LEARNT``: see :class:`~medkit.data.chat.Encoded`.
+        kinds: Field -> ``IMAGE`` or ``LEARNT``: see :class:`~medkit.data.encoded.Encoded`.
         template: Chat template where the family's models have none, with ``MARK`` for a picture.
         mark: What stands for a picture in a template; None: the image token.
     """

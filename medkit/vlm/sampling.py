@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medkit import keyed
-from medkit.data.chat import Encoded, given, padded
+from medkit.data.encoded import Encoded, given, padded
 
 __all__ = ["HFSampler", "Sampler"]
 

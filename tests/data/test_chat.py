@@ -8,8 +8,9 @@ import torch
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
-from medkit.data.chat import IGNORED, ChatEncoder, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, Turn, read_conversations
+from medkit.data.encoded import IGNORED, padded
 from medkit.data.report_schema import NODULE
 from medkit.synth.reports import make_studies, write_reports
 from medkit.vlm.tutorial import TOKENS_PER_IMAGE, tutorial_tokenizer

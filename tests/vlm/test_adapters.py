@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("peft", reason="the extra vlm is not installed")
 
-from medkit.data.chat import padded
+from medkit.data.encoded import padded
 from medkit.vlm.adapters import Adapters, merged
 from medkit.vlm.groups import groups_of, linear_layers
 from medkit.vlm.model import LitVLM

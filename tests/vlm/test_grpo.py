@@ -12,8 +12,9 @@ pytest.importorskip("peft", reason="the extra vlm is not installed")
 from medkit import keyed as keys
 from medkit.callbacks.collapse_guard import CollapseGuard, Limit
 from medkit.callbacks.sampled_answers import SampledAnswers
-from medkit.data.chat import ChatEncoder, padded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, Turn
+from medkit.data.encoded import padded
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.record.ledger import Ledger

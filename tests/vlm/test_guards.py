@@ -16,7 +16,8 @@ import pytorch_lightning as pl
 from medkit.callbacks.guard_rows import take, without
 from medkit.callbacks.memory_guard import MemoryGuard
 from medkit.callbacks.spike_guard import SpikeGuard
-from medkit.data.chat import ChatEncoder, padded
+from medkit.data.chat import ChatEncoder
+from medkit.data.encoded import padded
 from medkit.data.reports import ReportDataModule
 from medkit.vlm import hub
 from medkit.vlm.model import LitVLM

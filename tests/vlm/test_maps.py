@@ -13,8 +13,9 @@ from torch import Tensor
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 from medkit import keyed
-from medkit.data.chat import ChatEncoder, Encoded
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, read_conversations
+from medkit.data.encoded import Encoded
 from medkit.data.report_schema import NODULE
 from medkit.saliency.volume_maps import VolumeMaps
 from medkit.synth.reports import make_studies, write_reports

@@ -10,7 +10,8 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 import pytorch_lightning as pl
 
-from medkit.data.chat import IGNORED, ChatEncoder
+from medkit.data.chat import ChatEncoder
+from medkit.data.encoded import IGNORED
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.synth.reports import make_studies, write_reports

@@ -16,8 +16,9 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 import pytorch_lightning as pl
 
 from medkit.callbacks.guard_rows import take
-from medkit.data.chat import PACKING, ChatEncoder
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, Turn, read_conversations
+from medkit.data.encoded import PACKING
 from medkit.data.reports import ReportDataModule
 from medkit.synth.reports import make_studies, write_reports
 from medkit.trainer import keyed, stable_trainer, start_run

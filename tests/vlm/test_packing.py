@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from medkit.data.chat import IGNORED, LEARNT, Encoded, given, padded
+from medkit.data.encoded import IGNORED, LEARNT, Encoded, given, padded
 from medkit.data.packing import ByLength, PackedBatches, packed, plan_packs
 from medkit.vlm.packs import packed_for, packing_error, places_of, require_exact_packing
 from tests.vlm.families import EACH, QUICK, SLOW, llava, paligemma

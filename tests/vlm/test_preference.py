@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 from medkit import keyed as keys
 from medkit.callbacks.collapse_guard import CollapseGuard, Limit
 from medkit.callbacks.sampled_answers import SampledAnswers
-from medkit.data.chat import IGNORED, ChatEncoder
+from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, Turn
+from medkit.data.encoded import IGNORED
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.record.ledger import Ledger

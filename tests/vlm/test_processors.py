@@ -17,8 +17,8 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 import transformers
 
-from medkit.data.chat import IGNORED, Encoded, given, padded
 from medkit.data.conversations import Conversation, Turn
+from medkit.data.encoded import IGNORED, Encoded, given, padded
 from medkit.data.reports import ReportDataModule
 from medkit.synth.phantom_series import phantom_series
 from medkit.vlm import hub
