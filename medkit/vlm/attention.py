@@ -44,7 +44,8 @@ def attention_maps(
         layers: Of the language model, -1 the last; None: all.
 
     Returns:
-        Field -> maps ``(B, rows, columns, K)`` of K pictures each.
+        Field -> maps ``(B, rows, columns, K)`` of K pictures each; where a processor cuts pictures
+        into tiles (InternVL, SmolVLM), of its K tiles, in its order.
 
     Raises:
         ValueError: For a family whose image tokens have no place in the picture, conversations of

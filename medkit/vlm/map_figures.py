@@ -43,11 +43,13 @@ def draw_fields(
 ) -> NDArray[np.object_]:
     """Draw what speaks for each field of one answer: a row a field, a column a slice.
 
+    Where there is but one slice, fields stand side by side.
+
     Orange speaks for the value, purple against it; where there is no sign, yellow is most. Each
     row has one scale, and in its title the verdict of :meth:`~medkit.vlm.pointing.Pointing.on`.
 
     Args:
-        figure: Empty; about 2 inches a slice and 2.2 a field read well.
+        figure: Empty; about 2 inches a slice and 2.4 a field read well.
         conversation: Whose pictures.
         asked: With its answer.
         maps: Field -> maps of conversations.
@@ -71,7 +73,8 @@ def draw_fields(
         )
     figure.set_layout_engine("constrained")
     grid = []
-    parts = figure.subfigures(len(maps), 1, squeeze=False)[:, 0]
+    shape = (1, len(maps)) if count == 1 else (len(maps), 1)
+    parts = figure.subfigures(*shape, squeeze=False).ravel().tolist()
     for part, (name, one) in zip(parts, maps.items(), strict=True):
         values = enlarged(one.take([row]), pictures.shape[:2]).values[0].numpy()
         limit = float(np.abs(values).max())
@@ -83,7 +86,7 @@ def draw_fields(
             )  # fmt: skip
             ax.set_xlabel(f"slice {number + 1} of {count}", fontsize="x-small")
         said = f"{name}: {asked.said[name]}", f"{one.method}; {one.verdict}"
-        width = int(14 * figure.get_figwidth())
+        width = int(14 * figure.get_figwidth() / shape[1])
         part.suptitle("\n".join(fill(line, width) for line in said), fontsize="small")
         part.colorbar(colours, ax=list(grid[-1])).set_label(one.unit, fontsize="small")
     return np.asarray(grid)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from medkit.metrics.checks import Floats, codes
-from medkit.metrics.intervals import mean, over
+from medkit.metrics.checks import Codes, Floats, codes
+from medkit.metrics.intervals import mean, over, share
 from medkit.record.results import Metric
 from medkit.saliency.map_scores import hits, pointing_game
 from medkit.saliency.volume_maps import VolumeMaps
@@ -82,7 +82,7 @@ def point(
         random: Maps of the same studies by models with random weights.
 
     Raises:
-        ValueError: For studies of fewer than two patients, or a mask of others.
+        ValueError: For studies of fewer than two patients, or masks of other pictures.
     """
     owner = codes(groups, len(maps.values), "groups")
     if len(mask) != len(maps.values) or owner.max() < 1:
@@ -91,6 +91,12 @@ def point(
             f"{len(mask)} masks, {len(maps.values)} maps and {owner.max() + 1} patients."
         )
     grid = tuple(maps.values.shape[1:])
+    if mask.shape[3] != grid[2]:
+        raise ValueError(
+            f"masks must be of as many pictures as the maps; got {mask.shape[3]} and {grid[2]}. "
+            "Where the model's processor cuts pictures into tiles, each has a map: have them seen "
+            "whole, by max_pixels= of hub.encoder or larger patches."
+        )
     there = F.adaptive_max_pool3d(mask[:, None].float(), grid)[:, 0].bool()
     own = hits(maps, there)
     others = _by_others(maps, there, owner)
@@ -102,7 +108,7 @@ def point(
     return Pointing(maps.method, found, **known)
 
 
-def _by_others(maps: VolumeMaps, there: Tensor, owner: np.ndarray) -> Floats:
+def _by_others(maps: VolumeMaps, there: Tensor, owner: Codes) -> Floats:
     """Return the share of other patients' maps that hit each study's nodule."""
     total, count = np.zeros(len(owner)), np.zeros(len(owner))
     for shift in range(1, len(owner)):
@@ -113,14 +119,14 @@ def _by_others(maps: VolumeMaps, there: Tensor, owner: np.ndarray) -> Floats:
     return total / count
 
 
-def _share(values: Floats, owner: np.ndarray) -> Metric:
-    value, low, high = mean(values, level=0.95, owner=owner)
-    return Metric(value, low, high, 0.95, len(values), method=f"mean{over(owner)}")
+def _share(values: Floats, owner: Codes) -> Metric:
+    return share(values, np.ones(len(values)), "pointing game", level=0.95, owner=owner)
 
 
-def _more(own: Floats, others: Floats, owner: np.ndarray) -> Metric:
-    found = _share(own - others, owner)
-    return replace(found, method=f"difference of hits, normal interval{over(owner)}")
+def _more(own: Floats, others: Floats, owner: Codes) -> Metric:
+    value, low, high = mean(own - others, level=0.95, owner=owner)
+    how = f"difference of hits, normal interval{over(owner)}"
+    return Metric(value, low, high, 0.95, len(own), method=how)
 
 
 def _said(metric: Metric) -> str:

@@ -25,7 +25,7 @@ def test_the_sample_is_what_the_command_writes(tmp_path: Path) -> None:
 
 
 def test_the_sample_is_small_and_reads_as_conversations_and_as_a_table() -> None:
-    files = [one for one in SAMPLES.rglob("*") if one.is_file() and "model" not in one.parts]
+    files = [*SAMPLES.glob("*.*"), *(SAMPLES / "images").iterdir()]
     assert sum(one.stat().st_size for one in files) < 1_000_000
     read = {name: read_conversations(SAMPLES / f"{name}.jsonl") for name in ("fields", "report")}
     table = read_report_table(SAMPLES / "reports.csv", images="image")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +21,12 @@ from medkit.data.encoded import Encoded
 from medkit.data.report_schema import NODULE
 from medkit.saliency.volume_maps import VolumeMaps
 from medkit.synth.reports import make_studies, write_reports
-from medkit.vlm import attribution
+from medkit.vlm import attribution, hub
 from medkit.vlm.attention import attention_maps, eager
 from medkit.vlm.places import Asked, Pixels, ask, token_grids
 from medkit.vlm.pointing import point
 from medkit.vlm.tutorial import tutorial_model, tutorial_pictures, tutorial_tokenizer
+from tests.vlm.checkpoints import checkpoint
 from tests.vlm.families import EACH, QUICK, SLOW
 from tests.vlm.test_packing import picture, tokens
 
@@ -152,8 +155,6 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
 @pytest.mark.parametrize("build", EACH)
 def test_shares_add_up_to_what_the_pictures_change(build: Any) -> None:
     model = built(build)
-    if "Onevision" in type(model).__name__:
-        pytest.skip("its two views of a picture lie one behind the other, as two pictures")
     asked = asked_of(model)
     found = attribution.integrated_gradients(model, [asked], steps=64, cell=2)
     black = Asked(encoded(model, asked.encoded.ids, asked.blank), asked.tokens, {})
@@ -167,7 +168,7 @@ def test_shares_add_up_to_what_the_pictures_change(build: Any) -> None:
         assert float(one.residual()) < 0.02
 
 
-@pytest.mark.parametrize("build", [one for one in EACH if one.id != "llava_onevision"])
+@pytest.mark.parametrize("build", EACH)
 def test_occlusion_is_the_loss_by_the_squares_that_cover_a_place(build: Any) -> None:
     model = built(build)
     asked = asked_of(model)
@@ -234,6 +235,23 @@ def test_any_tokenizer_finds_its_own_pieces_of_a_value(some: list[Conversation])
     assert letters.tokenizer.decode(whole.encoded.ids[list(whole.tokens["answer"])]) == (
         "Quite normal."
     )
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "llava"])
+def test_a_real_familys_template_and_processor_are_followed(
+    name: str, some: list[Conversation], tmp_path: Path
+) -> None:
+    folder = str(checkpoint(name, tmp_path))
+    encoder, own = hub.encoder(model_id=folder), hub.pretrained(model_id=folder)
+    asked = [ask(encoder, one, schema=NODULE) for one in some[:2]]
+    for one, conversation in zip(asked, some, strict=False):
+        for field, value in conversation.columns["fields"].items():
+            text = encoder.tokenizer.decode(one.encoded.ids[list(one.tokens[field])])
+            assert text == json.dumps(value)
+    maps = attention_maps(own, asked, fields=["side"])["side"]
+    assert (maps.values > 0).all()
+    shares = attribution.integrated_gradients(own, asked, fields=["side"], steps=2, most_steps=2)
+    assert (shares["side"].values != 0).any()
 
 
 def test_an_answer_that_is_not_of_the_schema_is_refused(
@@ -327,6 +345,13 @@ def test_a_random_net_that_points_as_well_spoils_the_maps() -> None:
     assert found.over_random is not None
     assert found.over_random.value == 0
     assert not found.usable
+
+
+def test_masks_of_fewer_pictures_than_maps_are_refused() -> None:
+    masks = corner_masks(3)
+    tiles = VolumeMaps(torch.rand(3, 2, 2, 5), "tiles", "1")
+    with pytest.raises(ValueError, match="masks must be of as many pictures"):
+        point(tiles, masks, groups=range(3))
 
 
 def test_one_patient_plays_no_game() -> None:
