@@ -79,30 +79,16 @@ class Limit:
 
 
 COLLAPSE = (
-    Limit(
-        "step/chosen_logprob", at_least=_LOG_090, batches=4,
-        reason="a token of the preferred answers has become a tenth less likely than it was",
-    ),
-    Limit(
-        "step/diversity", at_least=0.5,
-        reason="half as many different answers as the true ones",
-    ),
-    Limit(
-        "step/diversity", at_most=2.0,
-        reason="twice as many different answers as the true ones",
-    ),
-    Limit(
-        "step/dominance", at_most=0.25,
-        reason="one answer is given to a quarter of the questions more than any is right for",
-    ),
-    Limit(
-        "step/odd_words", at_most=0.05, from_start=True,
-        reason="one word in twenty more is none of the true answers', or one sign over and over",
-    ),
-    Limit(
-        "step/equal_groups", at_most=0.999, batches=20,
-        reason="no group has had two different rewards: nothing is learnt but noise",
-    ),
+    Limit("step/chosen_logprob", at_least=_LOG_090, batches=4,
+          reason="a token of the preferred answers is a tenth less likely than it was"),
+    Limit("step/diversity", at_least=0.5, reason="half as many different answers as true ones"),
+    Limit("step/diversity", at_most=2.0, reason="twice as many different answers as true ones"),
+    Limit("step/dominance", at_most=0.25,
+          reason="one answer is given to a quarter of the questions more than any is right for"),
+    Limit("step/odd_words", at_most=0.05, from_start=True,
+          reason="one word in twenty more is in no true answer, or one sign over and over"),
+    Limit("step/equal_groups", at_most=0.999, batches=20,
+          reason="no group has had two different rewards: nothing is learnt but noise"),
 )  # fmt: skip
 """Limits on what LitDPO, LitGRPO and SampledAnswers log."""
 
@@ -213,10 +199,8 @@ class CollapseGuard(pl.Callback):
             raise RuntimeError("on_train_start must run before a batch ends. Use the Trainer.")
         detail = "; ".join(broken)
         guard_state.go_back(trainer, self._good["state"])
-        self._note(
-            trainer, batch, "rolled back to the last good state",
-            f"{detail}; weights are those of step {self._good['step']}",
-        )  # fmt: skip
+        back = f"{detail}; weights are those of step {self._good['step']}"
+        self._note(trainer, batch, "rolled back to the last good state", back)
         trainer.should_stop = True
         self._note(trainer, batch, "training stopped", detail)
         for seen in self._seen:  # of weights that are no more; min_steps may let the fit go on

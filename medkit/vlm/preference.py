@@ -65,8 +65,8 @@ class LitDPO(LitVLM):
     Logs under ``train/`` once an epoch and under ``val/``: ``loss``; ``accuracy``, the share of
     pairs with a positive margin; ``margin``; ``chosen_logprob`` and ``rejected_logprob``, a
     token's mean log-likelihood less the reference's: a chosen one below 0 is less likely than it
-    was. At each step ``step/chosen_logprob`` and ``step/accuracy`` of the batch, for
-    :class:`~medkit.callbacks.collapse_guard.CollapseGuard`.
+    was. At each step the batch's ``step/chosen_logprob``, ``step/accuracy`` and ``step/margin``:
+    see :class:`~medkit.callbacks.collapse_guard.CollapseGuard`.
 
     Args:
         model: As LitVLM's.
@@ -132,7 +132,7 @@ class LitDPO(LitVLM):
         """Return the pairs' mean loss."""
         losses, found = self._judged(batch)
         self._collect("train", losses, found)
-        for name in ("chosen_logprob", "accuracy"):
+        for name in ("chosen_logprob", "accuracy", "margin"):
             self.log(f"step/{name}", found[name].mean(), on_step=True, on_epoch=False)
         return losses.mean()
 
