@@ -19,7 +19,7 @@ __all__ = ["COLLAPSE", "CollapseGuard", "Limit"]
 
 _log = logging.getLogger(__name__)
 _SILENT = 100  # batches without one watched value: nothing is guarded
-_LOG_090 = -0.105  # of 0.9
+_TWENTIETH = -0.05  # log-likelihood of what is a twentieth less likely
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Limit:
 
 
 COLLAPSE = (
-    Limit("step/chosen_logprob", at_least=_LOG_090, batches=4,
-          reason="a token of the preferred answers is a tenth less likely than it was"),
+    Limit("step/chosen_logprob", at_least=_TWENTIETH, batches=4,
+          reason="a token of the preferred answers is a twentieth less likely than it was"),
     Limit("step/diversity", at_least=0.5, reason="half as many different answers as true ones"),
     Limit("step/diversity", at_most=2.0, reason="twice as many different answers as true ones"),
     Limit("step/dominance", at_most=0.25,

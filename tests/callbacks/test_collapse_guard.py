@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +187,41 @@ def test_limits_say_which_way_how_far_and_why() -> None:
     with pytest.raises(ValueError, match="a guard needs limits"):
         CollapseGuard([])
     assert all(one.reason for one in COLLAPSE)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import pytorch_lightning as pl
+from medkit.callbacks.collapse_guard import CollapseGuard
+from tests.callbacks.test_collapse_guard import FALL, Falling, data
+
+guard = CollapseGuard([FALL], snapshot_every=1)
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, callbacks=[guard],
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)
+rank = trainer.global_rank
+module = Falling(lambda step: -2.0 if rank == 1 and step == 5 else 0.0)
+trainer.fit(module, data())
+found = [trainer.global_step, module.w.item(), [line["detail"] for line in guard.events]]
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_sees_stops_both(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first[:2] == second[:2] == [6, -5.0]
+    assert "in another process" in first[2][0]
+    assert "watched -2" in second[2][0]
