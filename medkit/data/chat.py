@@ -127,6 +127,12 @@ class ChatEncoder:
 
     def _seen(self, conversation: Conversation) -> tuple[Mapping[str, Tensor], Sequence[str]]:
         """Return what is given of the pictures, and the text that stands for each."""
+        marks = sum(turn.content.count(MARK) for turn in conversation.turns)
+        if marks != len(conversation.images):
+            raise ValueError(
+                f"a conversation must have as many images as {MARK} marks; this one has "
+                f"{len(conversation.images)} and {marks}. Write a mark where each picture stands."
+            )
         if not conversation.images:
             return {}, ()
         if self.pictures is None:

@@ -89,6 +89,22 @@ def test_a_template_that_rewrites_what_was_said_is_found_out(tokenizer: Any) -> 
         ChatEncoder(other).encode(LONG)
 
 
+def test_a_mark_without_a_picture_is_refused(tokenizer: Any) -> None:
+    turns = (Turn("user", "<image>Left:<image>?"), Turn("assistant", "no"))
+    with pytest.raises(ValueError, match=r"this one has 1 and 2. Write a mark where"):
+        ChatEncoder(tokenizer, grey).encode(Conversation(turns, ("one.png",)))
+
+
+def test_an_answer_ends_where_the_template_ends_none(tokenizer: Any) -> None:
+    other = tutorial_tokenizer(["a b"])
+    other.chat_template = other.chat_template.replace("<eos>", " ")
+    encoder = ChatEncoder(other)
+    assert learnt(other, encoder.encode(LONG)) == "in the left lung<eos>"
+    other.eos_token = None
+    with pytest.raises(ValueError, match=r"needs a token that ends it.*Set tokenizer.eos_token"):
+        ChatEncoder(other)
+
+
 def test_what_cannot_be_encoded_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     bare = tutorial_tokenizer(["a b"])
     bare.chat_template = None
