@@ -38,6 +38,7 @@ CPU_S = {  # of a quick run, imports included
     "08_three_hospitals": 60,
     "09_rare_nodules": 60,
     "10_saliency_under_test": 60,
+    "11_report_vlm": 60,
     "14_survival_between_hospitals": 40,
 }
 
