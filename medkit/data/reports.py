@@ -1,9 +1,10 @@
-"""Conversations about pictures as a DataModule: split by patient, encoded once, kept in memory."""
+"""Conversations about pictures as a DataModule: split by patient, encoded, kept in memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +37,7 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         sites: Names; a conversation's is its column of that name.
         site: The column.
         pairs: Encode each with its rejected answer too.
+        keep_pictures: Keep what the model is given of pictures; else each is read again.
     """
 
     draws_nothing = True  # the keyed loader then leaves the generators alone
@@ -48,8 +50,10 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         sites: Sequence[str] = (),
         site: str = "site",
         pairs: bool = False,
+        keep_pictures: bool = True,
     ) -> None:
         self.conversations = list(conversations)
+        self.encoder, self.pairs, self.keep_pictures = encoder, pairs, keep_pictures
         bare = [n for n, one in enumerate(self.conversations) if one.rejected is None]
         if pairs and bare:
             raise ValueError(
@@ -59,17 +63,24 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         place = {name: number for number, name in enumerate(sites)}
         self.site = [place.get(str(c.columns.get(site, "")), -1) for c in self.conversations]
         bar = tqdm(self.conversations, unit="conversation", leave=False, disable=None)
-        self.encoded = [
-            (encoder.encode(one), encoder.encode(one, one.rejected) if pairs else None)
-            for one in bar
-        ]
+        both = (self._encode(one) for one in bar)
+        self.encoded = [one if keep_pictures else _without_pictures(*one) for one in both]
 
     def __len__(self) -> int:
         return len(self.encoded)
 
     def __getitem__(self, row: int) -> tuple[Encoded, Encoded | None, int, int]:
         """Return a conversation, the same with its rejected answer, its row and its site."""
-        return *self.encoded[row], row, self.site[row]
+        both = self.encoded[row] if self.keep_pictures else self._encode(self.conversations[row])
+        return *both, row, self.site[row]
+
+    def _encode(self, one: Conversation) -> tuple[Encoded, Encoded | None]:
+        rejected = self.encoder.encode(one, one.rejected) if self.pairs else None
+        return self.encoder.encode(one), rejected
+
+
+def _without_pictures(chosen: Encoded, rejected: Encoded | None) -> tuple[Encoded, Encoded | None]:
+    return replace(chosen, pictures={}), rejected and replace(rejected, pictures={})
 
 
 class ReportDataModule(pl.LightningDataModule):
@@ -99,6 +110,9 @@ class ReportDataModule(pl.LightningDataModule):
         packing: Training batches are packed (True), shuffled as they come (False), of about equal
             lengths ("by_length"), or what the plan advises of the first and the last ("auto").
         packing_length: Tokens of a packed row; None: 512, or what the longest has.
+        keep_pictures: Keep what the model is given of pictures in memory: 24 MB of each megapixel
+            for Qwen-VL. False: each is read again for each batch, which workers can do.
+        num_workers: Processes that make batches.
 
     Raises:
         ValueError: For conversations without the columns, or a split that cannot be made.
@@ -119,6 +133,8 @@ class ReportDataModule(pl.LightningDataModule):
         pairs: bool = False,
         packing: bool | str = False,
         packing_length: int | None = None,
+        keep_pictures: bool = True,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         if packing not in (True, False, "auto", "by_length") or (packing and pairs):
@@ -133,6 +149,7 @@ class ReportDataModule(pl.LightningDataModule):
         self.split_seed, self.batch_size = split_seed, batch_size
         self.pairs = pairs
         self.packing, self.packing_length = packing, packing_length
+        self.keep_pictures, self.num_workers = keep_pictures, num_workers
         self.plan: PackPlan | None = None  # of the training conversations, once they are asked for
         self.sites: list[str] = []
         self.split: Split | None = None
@@ -171,8 +188,9 @@ class ReportDataModule(pl.LightningDataModule):
                 stratum=site,
             )
         self.dataset = ReportDataset(
-            found, self.encoder, sites=self.sites, site=self.site, pairs=self.pairs
-        )
+            found, self.encoder, sites=self.sites, site=self.site, pairs=self.pairs,
+            keep_pictures=self.keep_pictures,
+        )  # fmt: skip
 
     def rows(self, part: str) -> list[int]:
         """Return the rows of "train", "val" or "test"."""
@@ -219,11 +237,13 @@ class ReportDataModule(pl.LightningDataModule):
         pad = self.encoder.tokenizer.pad_token_id
         together = partial(_together, pad=pad, packing_length=packing_length)
         some = torch.utils.data.Subset(dataset, rows)
+        workers = self.num_workers
         if batches is not None:
-            return DataLoader(some, batch_sampler=batches, collate_fn=together)
+            return DataLoader(some, batch_sampler=batches, collate_fn=together, num_workers=workers)
         return DataLoader(
-            some, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=together
-        )
+            some, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=together,
+            num_workers=workers,
+        )  # fmt: skip
 
     def _patients(self, found: Sequence[Conversation]) -> splits.Texts:
         if self.patient is None:

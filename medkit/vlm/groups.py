@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from medkit.vlm.sharding import whole
+
 __all__ = ["GROUPS", "FreezePolicy", "Frozen", "groups_of", "linear_layers", "without"]
 
 GROUPS: Mapping[str, tuple[str, ...]] = {  # the first that fits; aligners lie inside vision parts
@@ -208,7 +210,7 @@ class Frozen:
         state = self._model.state_dict()
         for name in sorted(self.names()):
             digest.update(name.encode())
-            flat = state[name].detach().cpu().contiguous().flatten()
+            flat = whole(state[name].detach()).cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 

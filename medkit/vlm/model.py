@@ -19,6 +19,7 @@ from medkit.vlm.adapters import Adapters
 from medkit.vlm.galore import GaLore
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 from medkit.vlm.packs import packed_for, require_exact_packing
+from medkit.vlm.sharding import shard
 
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
 
@@ -122,7 +123,12 @@ class LitVLM(LeanModule):
         seen = total.detach()
         self._train_sum = seen if self._train_sum is None else self._train_sum + seen
         self._train_weight += weight
-        return total / max(weight, 1.0)
+        return total / max(self._mean_weight(weight), 1.0)
+
+    def configure_model(self) -> None:
+        """Spread the weights over devices where the strategy is ``ModelParallelStrategy``."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
 
     def on_fit_start(self) -> None:
         """Remember what is frozen, and wake what is trained."""
@@ -199,11 +205,15 @@ class LitVLM(LeanModule):
         return warmup_cosine(optimizer, self.total_steps, warmup=self.warmup)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave what is frozen out; keep its names and SHA-256, and the running epoch's loss."""
-        kept = self._frozen_names()
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in kept}
-        checkpoint["frozen"] = {"names": sorted(kept), "sha256": self.frozen.digest()}
+        """Leave what is frozen out; keep its names and SHA-256, and the running epoch's loss.
+
+        Where weights are spread over devices all stay in: the strategy loads them before it asks.
+        """
+        if self.device_mesh is None:
+            kept = self._frozen_names()
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if k not in kept}
+            checkpoint["frozen"] = {"names": sorted(kept), "sha256": self.frozen.digest()}
         if self._train_sum is not None:
             checkpoint["train_loss"] = [self._train_sum.item(), self._train_weight]
 
@@ -228,6 +238,13 @@ class LitVLM(LeanModule):
         total, weight = checkpoint.get("train_loss", (None, 0.0))
         self._train_sum = None if total is None else torch.tensor(total, device=self.device)
         self._train_weight = weight
+
+    def _mean_weight(self, weight: float) -> float:
+        """Return the mean over processes: they average gradients, whoever has more tokens."""
+        if self._trainer is None or self._trainer.world_size == 1:
+            return weight
+        all_of_them: Any = self.all_gather(torch.tensor(weight, device=self.device))
+        return float(all_of_them.mean())
 
     def _frozen_names(self) -> set[str]:
         return {f"model.{name}" for name in self.frozen.names()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,22 @@ def test_a_conversation_without_patient_is_refused(path: Path, encoder: ChatEnco
     assert len(made([*some, bare], encoder, patient=None).conversations) == 7
     with pytest.raises(RuntimeError, match=r"after dm\.setup"):
         _ = ReportDataModule(path, encoder).conversations
+
+
+@pytest.mark.parametrize("settings", [{}, {"packing": True}, {"pairs": True}], ids=str)
+def test_pictures_that_are_read_again_are_the_same_ones(
+    settings: Any, path: Path, encoder: ChatEncoder
+) -> None:
+    some = [replace(one, rejected="no") for one in read_conversations(path)]
+    kept = made(some, encoder, **settings)
+    again = made(some, encoder, keep_pictures=False, num_workers=2, **settings)
+    assert kept.dataset.encoded[0][0].pictures
+    for both in again.dataset.encoded:
+        assert not any(one.pictures for one in both if one is not None)
+    batches = [list(keyed(dm, seed=3).train_dataloader()) for dm in (kept, again)]
+    assert len(batches[0]) == len(batches[1]) > 3
+    for one, other in zip(*batches, strict=True):
+        alike = [one, other] if "chosen" not in one else [one["rejected"], other["rejected"]]
+        assert alike[0].keys() == alike[1].keys()
+        for name, value in alike[0].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(alike[1][name]))
