@@ -15,6 +15,7 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 from medkit.synth.reports import make_studies, write_reports
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys
 from pathlib import Path
