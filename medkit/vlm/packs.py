@@ -109,7 +109,7 @@ def require_exact_packing(
             f"packed conversations must be what they are alone; logits of "
             f"{type(_bare(model)).__name__} differ by {worst:.2g}, more than {limit:.0e}. It looks "
             "at a question in both directions, or has places of its own: train it with batches "
-            "sorted by length."
+            'sorted by length (packing="by_length").'
         )
     return worst
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,9 @@ def test_wrong_settings_are_refused() -> None:
         LitVLM(**SMALL, galore={})
     with pytest.raises(ValueError, match="galore goes with freeze alone"):
         LitVLM(**SMALL, galore=RANK, lora={})
+
+
+def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'medkit\[galore\]'"):
+        LitVLM(**SMALL, galore=RANK).configure_optimizers()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
@@ -122,6 +123,16 @@ def test_batches_are_keyed_and_differ_between_epochs(reports: Any) -> None:
     torch.manual_seed(2)
     assert rows(3, 0) == first
     assert rows(4, 0) != first != rows(3, 1)
+
+
+def test_other_workers_give_the_same_batches(reports: Any) -> None:
+    alone = data(reports).train_dataloader()
+    shared = DataLoader(
+        alone.dataset, batch_sampler=alone.batch_sampler, collate_fn=alone.collate_fn, num_workers=2
+    )
+    first, second = ([b["input_ids"] for b in keyed(one, seed=3)] for one in (alone, shared))
+    assert len(first) == len(second) > 1
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_the_model_is_asked_once_whether_packing_is_exact(

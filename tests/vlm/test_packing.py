@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from medkit.data.encoded import IGNORED, LEARNT, Encoded, given, padded
 from medkit.data.packing import ByLength, PackedBatches, packed, plan_packs
+from medkit.vlm.adapters import Adapters
 from medkit.vlm.packs import packed_for, packing_error, places_of, require_exact_packing
 from tests.vlm.families import EACH, QUICK, SLOW, llava, paligemma
 
@@ -123,6 +124,18 @@ def test_three_rows_of_places_leak_where_there_is_no_mask() -> None:
     assert four is not None
     wrong = packed(batch, longest=70, places=four[1:], mask=False)
     assert packing_error(model, batch, wrong) > 1e-4
+
+
+def test_places_are_the_same_with_adapters() -> None:
+    model, some = made(QUICK["qwen2_5_vl"], torch.float32)
+    batch = padded(some, 0)
+    before = places_of(model, batch)
+    adapted = Adapters(groups=("llm",)).add_to(model)
+    after = places_of(adapted, batch)
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before, after)
+    assert require_exact_packing(adapted, batch) <= 1e-5
 
 
 def test_a_model_that_looks_in_both_directions_is_refused() -> None:
