@@ -93,6 +93,7 @@ def stable_trainer(
                 f"stable_trainer needs {key}={why[0]!r}, got {lightning[key]!r}. {why[1]}"
             )
         lightning.pop(key, None)
+    _require_whole_weights(lightning.get("strategy"))
     headless = run.launched
     options: dict[str, Any] = {
         "accelerator": os.environ.get("MEDKIT_ACCELERATOR", "auto"),
@@ -166,6 +167,16 @@ def stable_trainer(
     points.identity["memory_guard"] = len(in_parts)
     points.identity["quarantine"] = repr(kept)
     return trainer
+
+
+def _require_whole_weights(strategy: Any) -> None:
+    named = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if str(named).lower().startswith(("fsdp", "deepspeed", "modelparallel")):
+        raise ValueError(
+            "resume points and guards read weights as a whole, and a strategy that spreads them "
+            f"over devices has none; got strategy={named!r}. Take pl.Trainer(strategy=...) with "
+            "keyed(data, seed=...), and Lightning's own checkpoints; a resume is then not exact."
+        )
 
 
 _Asked = TypeVar("_Asked", bound=pl.Callback)

@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -161,6 +162,12 @@ def test_what_would_break_the_promises_is_refused(
     with pytest.raises(ValueError, match=rf"stable_trainer needs {name}={not value}, .*{why}"):
         stable_trainer(run, max_epochs=1, **{name: value})
     assert record(run.dir)["stages"] == {}
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2", ModelParallelStrategy()])
+def test_weights_that_are_spread_over_devices_are_refused(run: Run, strategy: Any) -> None:
+    with pytest.raises(ValueError, match=r"weights as a whole.*got strategy=.*Take pl\.Trainer"):
+        stable_trainer(run, max_epochs=1, strategy=strategy)
 
 
 def test_what_is_asked_for_as_it_must_be_is_no_error(run: Run) -> None:
