@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -277,6 +278,19 @@ def test_each_slice_has_a_map_and_the_model_is_left_as_it_was(
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
     model.eval()
+
+
+@pytest.mark.gpu
+def test_maps_are_the_same_on_an_accelerator(
+    model: Any, encoder: ChatEncoder, some: list[Conversation]
+) -> None:
+    device = torch.accelerator.current_accelerator()
+    asked = [ask(encoder, one, schema=NODULE) for one in some[:2]]
+    there = copy.deepcopy(model).to(device)
+    for explain in (attention_maps, attribution.integrated_gradients, attribution.occlusion):
+        here, other = (explain(net, asked, fields=["zone"])["zone"] for net in (model, there))
+        assert other.values.device.type == "cpu"
+        torch.testing.assert_close(other.values, here.values, rtol=1e-3, atol=1e-4)
 
 
 def test_answers_without_a_field_are_refused(
