@@ -68,7 +68,8 @@ def ask(
         schema: Of the answer; None: all of it is one field, called "answer".
 
     Raises:
-        ValueError: For an answer that is not of the schema, and a conversation without pictures.
+        ValueError: For an answer that is not of the schema, a conversation without pictures, and a
+            tokenizer that changes what is said.
     """
     text = conversation.answer if answer is None else answer
     report = None if schema is None else schema.parse(text)
@@ -84,7 +85,13 @@ def ask(
     spans = {WHOLE: (0, len(text))} if report is None else _spans(text, report)
     ends = [encoder.tokenizer.decode(encoded.ids[first : p + 1]) for p in learnt if p >= first]
     start = ends[-1].find(text)
-    edges = [0, *(max(0, len(one) - max(start, 0)) for one in ends)]
+    if start < 0:
+        raise ValueError(
+            f"an answer's tokens must spell it, so that a field's are found; {text[:60]!r} comes "
+            f"back as {ends[-1][:60]!r}. The tokenizer changes letters or spaces: take one that "
+            "keeps them, or ask about the tokens' places yourself (Asked)."
+        )
+    edges = [0, *(max(0, len(one) - start) for one in ends)]
     tokens = {
         name: tuple(first + n for n in range(len(ends)) if edges[n] < stop and edges[n + 1] > begin)
         for name, (begin, stop) in spans.items()

@@ -15,6 +15,8 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
+import tokenizers
+
 from medkit import keyed
 from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, read_conversations
@@ -236,6 +238,13 @@ def test_any_tokenizer_finds_its_own_pieces_of_a_value(some: list[Conversation])
     assert letters.tokenizer.decode(whole.encoded.ids[list(whole.tokens["answer"])]) == (
         "Quite normal."
     )
+
+
+def test_a_tokenizer_that_changes_what_is_said_is_refused(some: list[Conversation]) -> None:
+    tokenizer = tutorial_tokenizer(["x"])
+    tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    with pytest.raises(ValueError, match="tokens must spell it"):
+        ask(ChatEncoder(tokenizer, tutorial_pictures), some[0], "A Nodule.")
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "llava"])
