@@ -130,7 +130,7 @@ class QuestionJudge:
 class ReportJudge:
     """Free reports, read by the rule labeller: ``macro_f1`` over the findings that there are.
 
-    ``place``: of reports that place a finding, those in which the same ones are at the same places;
+    ``place``: of reports that place a finding, those with the same on the same sides and levels;
     ``size``: of those with a measure, those that have as many, each near enough; ``valid``: speaks
     of any finding at all, as there or not. Errors: ``invented`` and ``missed``, reports that say a
     finding too many, or leave one out. What is only possible ("may be") is not said to be there.
@@ -161,8 +161,8 @@ class ReportJudge:
         out = {"macro_f1": Score(both[:, there], any_of[:, there])}
         out["valid"] = _of_all(np.array([set(label(t).values()) != _SILENT for t in texts]))
         pairs = list(zip(texts, conversations, strict=True))
-        placed = np.array([bool(places(c.answer)) for _, c in pairs], float)
-        same = np.array([places(t) == places(c.answer) for t, c in pairs], float)
+        placed = np.array([bool(_where(c.answer)) for _, c in pairs], float)
+        same = np.array([_where(t) == _where(c.answer) for t, c in pairs], float)
         out["place"] = Score(same * placed, placed)
         sized = np.array([bool(sizes_mm(c.answer)) for _, c in pairs], float)
         near = np.array([self._near(t, c.answer) for t, c in pairs], float)
@@ -179,6 +179,11 @@ class ReportJudge:
 
 
 _SILENT = {"not mentioned"}
+_PLACES = {"left", "right", "upper", "middle", "lower"}  # not "lung", which is wording
+
+
+def _where(text: str) -> set[tuple[str, str]]:
+    return {(finding, place) for finding, place in places(text) if place in _PLACES}
 
 
 def _of_all(hits: np.ndarray, *, error: bool = False) -> Score:

@@ -176,6 +176,16 @@ def test_reports_are_counted_by_hand() -> None:
     assert found["missed"].hits.tolist() == [0, 1, 0, 0]
 
 
+def test_the_wording_of_a_report_does_not_count() -> None:
+    true = "There is a 12 mm solid nodule in the lower zone of the right lung. No effusion."
+    said = "Solid nodule of 13 mm in the right lower zone."
+    some = [Conversation((Turn("user", "?"), Turn("assistant", true)))]
+    found = ReportJudge()([said], some)
+    assert {n: one.hits.tolist() for n, one in found.items() if not one.error} == {
+        "macro_f1": [[2.0]], "valid": [1.0], "place": [1.0], "size": [1.0],
+    }  # fmt: skip
+
+
 def test_the_labeller_reads_the_made_up_reports_as_their_findings() -> None:
     studies = [*make_studies(300, seed=9), *STUDIES]
     said = [label(one.report)["Nodule"] == "present" for one in studies]
