@@ -8,6 +8,7 @@ lit = LitVLM("medkit.vlm.hub:pretrained", {"model_id": ..., "revision": "..."}, 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def pretrained(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
     auto: Any = require("transformers").AutoModelForImageTextToText
+    import_module("medkit.vlm.tutorial")  # whose vision part is none of the library's
     model: nn.Module = auto.from_pretrained(
         model_id,
         revision=revision,
