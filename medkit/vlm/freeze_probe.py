@@ -51,6 +51,7 @@ def probe_freeze_policy(
     steps: int = 200,
     batch_size: int = 32,
     lr: float = 1e-3,
+    adapter_lr: float = 3e-3,
 ) -> pd.DataFrame:
     """Train each policy for a few steps from one model, and judge it.
 
@@ -68,6 +69,8 @@ def probe_freeze_policy(
         steps: Of each run; warm-up and cosine span them.
         batch_size: Conversations a step.
         lr: Highest rate.
+        adapter_lr: The same of policies with ``lora``, whose thin matrices want a higher one: with
+            1e-3, adapters everywhere are still learning after 200 steps.
 
     Returns:
         ``policy``, ``rehearsal``, ``seed``, ``trained`` (share of the parameters) and the figures;
@@ -100,7 +103,8 @@ def probe_freeze_policy(
             order = keys.generator(seed, "sample", "rehearsal").permutation(len(old))
             data += [encoded["old"][row] for row in np.resize(order, count).tolist()]
         with keys.globals_keyed(seed, "init", "probe"):
-            lit = LitVLM(factory, args, total_steps=steps, lr=lr, **dict(policies[policy]))
+            rate = adapter_lr if "lora" in policies[policy] else lr
+            lit = LitVLM(factory, args, total_steps=steps, lr=rate, **dict(policies[policy]))
             _train(lit, data, encoder.tokenizer.pad_token_id, seed, steps, batch_size)
         trained = float(lit.frozen.table()["share"].iloc[-1])
         where = {"policy": policy, "rehearsal": share, "seed": seed, "trained": trained}
