@@ -4,8 +4,9 @@ The tutorial model, trained at hospital A (1,000 steps), then 200 steps of 32 on
 another one: C, whose rescale slope nobody applied (each value is halved), or B, a mild change of
 contrast, offset, noise and blur. Exact answers under the schema on 300 held-out studies of either,
 own patients. Rates are the probe's, 3e-3 for adapters and 1e-3 for the rest, with warm-up and
-cosine; *slow* adapters have 1e-3. *Rehearsed* runs draw a quarter of each batch from A's training studies. Intervals are Student's t over seeds,
-each with its own start, differences paired by seed; bars are on the lower limit.
+cosine; *slow* adapters have 1e-3. *Rehearsed* runs draw a quarter of each batch from A's training
+studies. Intervals are Student's t over seeds, each with its own start, differences paired by seed;
+bars are on the lower limit.
 """
 
 from __future__ import annotations
