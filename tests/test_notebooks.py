@@ -39,6 +39,8 @@ CPU_S = {  # of a quick run, imports included
     "09_rare_nodules": 60,
     "10_saliency_under_test": 60,
     "11_report_vlm": 60,
+    "12_adapters_and_packing": 60,
+    "13_preferences": 60,
     "14_survival_between_hospitals": 40,
 }
 
