@@ -169,7 +169,7 @@ def main() -> int:
         first_loss(report, bench)
         collapse(report, bench, seeds)
         healthy(report, bench, range(1) if quick else range(5))
-        grouped(report, bench, seeds, steps=10 if quick else 30)
+        grouped(report, bench, seeds, steps=10 if quick else 60)
     report.note("losses against TRL's own, on the same log-likelihoods: tests/vlm/test_trl.py")
     return report.finish()
 
