@@ -5,10 +5,11 @@ about .7 exact reports), on made-up studies of other patients, JSON reports and 
 each, split by patient. Seeds are adapters, orders and draws. On pairs: LoRA of rank 64 everywhere,
 convolutions among it (this model is 128 wide), AdamW at a quarter of the rate of fine-tuning,
 clipped gradients, 150 steps of 16 pairs. DPO with beta .1 as published collapses (of rank 8 at
-twice the rate it falls by .19, of rank 64 without the convolutions by .22); the same under ``CollapseGuard``; DPO with the term of the chosen answers, which must not be
-stopped. On rewards: LoRA of rank 8, 16 questions x 8 answers, the kit's field reward, beside more
-fine-tuning; and a reward that can be gamed. The guard sees log-likelihoods and sampled answers to
-training questions. Held-out exact reports (greedy, free) are looked at by this script alone.
+twice the rate it falls by .19, of rank 64 without the convolutions by .22); the same under
+``CollapseGuard``; DPO with the term of the chosen answers, which must not be stopped. On rewards:
+LoRA of rank 8, 16 questions x 8 answers, the kit's field reward, beside more fine-tuning; and a
+reward that can be gamed. The guard sees log-likelihoods and sampled answers to training questions.
+Held-out exact reports (greedy, free) are looked at by this script alone.
 
 Intervals are over held-out patients, paired with the same model's start; those of several seeds are
 of the mean over seeds. CPU seconds are of one thread.

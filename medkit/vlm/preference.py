@@ -74,7 +74,8 @@ class LitDPO(LitVLM):
         lora: Keys of :class:`~medkit.vlm.adapters.Adapters`; what its ``full`` names would move
             the reference.
         beta: Of the loss.
-        rpo_alpha: Weight of the chosen answers' own loss per token; 0: none.
+        rpo_alpha: Weight of the chosen answers' own loss per token; 0: none. With 1, answers of a
+            few tokens are held only just, and ``CollapseGuard``'s default limit ends such runs.
         label_smoothing: Of the loss.
         prefixes: This and all below as LitVLM's.
         total_steps: See there.
@@ -95,7 +96,7 @@ class LitDPO(LitVLM):
         *,
         lora: Mapping[str, Any] | None = None,
         beta: float = 0.1,
-        rpo_alpha: float = 1.0,
+        rpo_alpha: float = 5.0,
         label_smoothing: float = 0.0,
         prefixes: Mapping[str, Sequence[str]] | None = None,
         total_steps: int | None = None,
