@@ -7,8 +7,10 @@ lit = LitVLM("medkit.vlm.hub:pretrained", {"model_id": ..., "revision": "..."}, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,14 +56,15 @@ def pretrained(
         raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype!r}.")
     auto: Any = require("transformers").AutoModelForImageTextToText
     import_module("medkit.vlm.tutorial")  # whose vision part is none of the library's
-    model: nn.Module = auto.from_pretrained(
-        model_id,
-        revision=revision,
-        dtype=DTYPES[dtype],
-        attn_implementation=attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with _no_folder_noted(model_id):
+        model: nn.Module = auto.from_pretrained(
+            model_id,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     return model
 
 
@@ -99,8 +102,12 @@ def encoder(
         )
     hf: Any = require("transformers")
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    config = hf.AutoConfig.from_pretrained(model_id, **where)
-    tokenizer = hf.AutoTokenizer.from_pretrained(model_id, **where)
+    tutorial: Any = import_module("medkit.vlm.tutorial")
+    with _no_folder_noted(model_id):
+        config = hf.AutoConfig.from_pretrained(model_id, **where)
+        tokenizer = hf.AutoTokenizer.from_pretrained(model_id, **where)
+    if isinstance(getattr(config, "vision_config", None), tutorial.ConvStemConfig):
+        return ChatEncoder(tokenizer, tutorial.tutorial_pictures)
     if getattr(config, "image_token_id", None) is None:
         raise ValueError(
             f"an image-text model must name its image token; {model_id} ({config.model_type}) has "
@@ -131,6 +138,18 @@ def encoder(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked, and nothing is learnt of it
     return made
+
+
+@contextmanager
+def _no_folder_noted(model_id: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not Path(model_id).is_dir():
+            error.add_note(
+                f"{model_id!r} was asked of the hub, as there is no folder of that name."
+            )
+        raise
 
 
 def _template_beside(hf: Any, model_id: str, revision: str | None) -> str | None:

@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 from medkit.vlm.grpo import LitGRPO
-from medkit.vlm.hub import pretrained
+from medkit.vlm.hub import encoder, pretrained
 from medkit.vlm.model import LitVLM
 from medkit.vlm.preference import LitDPO
 from tests.vlm.families import EACH, llava
@@ -70,6 +70,9 @@ def test_what_is_not_there_or_not_known_is_refused(tmp_path: Path) -> None:
         pretrained(model_id=str(tmp_path))
     with pytest.raises(ValueError, match=r"dtype must be one of .*got 'float64'"):
         pretrained(model_id=str(tmp_path), dtype="float64")
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the text is the library's
+        encoder(model_id=str(tmp_path / "nowhere"))
+    assert "there is no folder of that name" in caught.value.__notes__[0]
     llava().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "pytorch_model.bin")  # a pickle

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
@@ -53,6 +54,14 @@ def test_its_tokenizer_is_the_tutorials(encoder: ChatEncoder, some: list[Convers
     for one in some[:5]:
         assert saved(one.answer).input_ids == encoder.tokenizer(one.answer).input_ids
     assert saved.chat_template == encoder.tokenizer.chat_template
+
+
+def test_the_hubs_encoder_knows_it(encoder: ChatEncoder, some: list[Conversation]) -> None:
+    own, other = (
+        one.encode(some[0]) for one in (encoder, hub.encoder(model_id=str(SAMPLE / "model")))
+    )
+    assert own.ids.tolist() == other.ids.tolist()
+    assert torch.equal(own.pictures["pixel_values"], other.pictures["pixel_values"])
 
 
 def test_it_reads_hospital_a_by_looking(
