@@ -94,7 +94,12 @@ def test_one_that_is_full_for_a_while_is_outlived(tmp_path: Path) -> None:
 
 def test_one_that_stays_full_stops_a_run_that_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert ended(lambda: train((5, full))(run_dir, None), tmp_path / "log") == 1
+
+    def full_later() -> None:
+        landed(run_dir, checkpoint_name(0, 4))  # else it may be there and not be known to be
+        full()
+
+    assert ended(lambda: train((5, full_later))(run_dir, None), tmp_path / "log") == 1
     said = (tmp_path / "log").read_text()
     assert "a resume point must be written" in said
     assert "make room" in said
@@ -115,11 +120,13 @@ def test_so_does_one_that_is_full_at_the_end(tmp_path: Path) -> None:
 def test_a_signal_on_a_full_disk_ends_with_its_code_and_older_points_are_there(
     tmp_path: Path,
 ) -> None:
+    run_dir = tmp_path / "run"
+
     def both() -> None:
+        landed(run_dir, checkpoint_name(1, 2))
         full()
         myself(signal.SIGTERM)()
 
-    run_dir = tmp_path / "run"
     assert ended(lambda: train((9, both))(run_dir, None), tmp_path / "log") == 143
     assert len(checkpoints(run_dir / "checkpoints" / "fit")) == 2
     assert same_bits(run_dir, (9, both))

@@ -115,8 +115,8 @@ def test_conversations_are_written_as_ms_swift_reads_them(tmp_path: Path, task: 
 
 
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"one of the sites.*got 'C'"):
-        make_studies(1, site="C")
+    with pytest.raises(ValueError, match=r"one of the sites.*got 'D'"):
+        make_studies(1, site="D")
     with pytest.raises(ValueError, match=r"task must be one of.*got 'poem'"):
         write_reports(tmp_path, [], task="poem")
     with pytest.raises(ValueError, match=r"a question is about one of.*got 'colour'"):
