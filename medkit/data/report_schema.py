@@ -29,6 +29,12 @@ class Field:
     near: int = 0
 
     def __post_init__(self) -> None:
+        values: object = self.values
+        if isinstance(values, str):
+            raise ValueError(
+                f"values of field {self.name!r} must be several, got the text {values!r}, "
+                f"which would be its letters. Write Field({self.name!r}, ({values!r}, ...))."
+            )
         if len(set(self.values)) != len(self.values) or (
             not self.values and not 0 <= self.low < self.high
         ):
@@ -130,6 +136,44 @@ class ReportSchema:
             and set(report) == set(self.names)
             and all(field.allows(report[field.name]) for field in self.fields)
         )
+
+    def require(self, true: Sequence[Any], remedy: str) -> None:
+        """Refuse true fields that the schema does not allow: they would count as wrong answers.
+
+        Args:
+            true: Fields of each row.
+            remedy: How another schema is named there.
+
+        Raises:
+            ValueError: With row, field, what was found and what is allowed.
+        """
+        for row, one in enumerate(true):
+            wrong = self._wrong(one)
+            if wrong:
+                raise ValueError(
+                    f"true fields must be of the schema {list(self.names)}; row {row} has {wrong}. "
+                    f"Correct the data, or {remedy}."
+                )
+
+    def _wrong(self, report: Any) -> str:
+        """Return what is wrong with fields and what is allowed instead, or nothing."""
+        if not isinstance(report, Mapping):
+            text = "; json.loads reads text" if isinstance(report, str) else ""
+            return f"{report!r}, where a mapping of fields is allowed{text}"
+        there = report.get(self.head)
+        if type(there) is not bool:
+            found = f"{self.head}={there!r}" if self.head in report else f"no {self.head!r}"
+            return f"{found}, where true or false is allowed (its keys are {list(report)})"
+        names = self.names if there else (self.head,)
+        if set(report) != set(names):
+            return f"keys {list(report)}, where {self.head}={there} allows exactly {list(names)}"
+        for field in self.fields if there else ():
+            value = report[field.name]
+            if not field.allows(value):
+                numbers = f"whole numbers from {field.low} to {field.high}"
+                allowed = f"one of {list(field.values)}" if field.values else numbers
+                return f"{field.name}={value!r}, where {allowed} is allowed"
+        return ""
 
     def score(self, found: Mapping[str, Any] | None, true: Mapping[str, Any]) -> dict[str, bool]:
         """Return which fields are right, of those that the true report has; none for None."""

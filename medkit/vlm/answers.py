@@ -167,11 +167,16 @@ def score_fields(
         texts: Answers.
         true: Fields of each.
         patient: Whose each is; None: each another's.
+
+    Raises:
+        ValueError: For other numbers of answers and truths, and a truth that the schema does not
+            allow.
     """
     if len(texts) != len(true) or not len(texts):
         raise ValueError(
             f"each answer needs its true fields, at least one; got {len(texts)} and {len(true)}."
         )
+    schema.require(true, "pass the schema that it has, to FieldJudge(...) or score_fields(...)")
     read = [schema.parse(text) for text in texts]
     scores = [schema.score(one, truth) for one, truth in zip(read, true, strict=True)]
     right = {n: np.array([float(s.get(n, np.nan)) for s in scores]) for n in schema.names}

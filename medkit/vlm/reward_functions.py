@@ -42,7 +42,11 @@ def fields(
     What the schema does not allow is -1 too: else silence would be dearer than nonsense. Fooled by
     the commonest finding with its commonest fields where nearly all studies have one, and by
     "nothing there" where nearly none have.
+
+    Raises:
+        ValueError: For true fields of another schema, which every right answer would miss.
     """
+    schema.require(fields, 'name its schema: Rewards(..., settings={"schema": ...})')
     return [_fields(schema, text, true) for text, true in zip(completions, fields, strict=True)]
 
 

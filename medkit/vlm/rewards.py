@@ -54,16 +54,17 @@ class Rewards:
         settings: Such as ``{"schema": LUNG_NODULE, "tolerance_mm": 1.0}``, for those that take it.
 
     Raises:
-        ValueError: For an unknown name, a weight that is not a number, or a setting nobody takes.
+        ValueError: For an unknown name, a name or weight that is none, or a setting nobody takes.
     """
 
     def __init__(
         self, weights: Mapping[str, float], *, settings: Mapping[str, Any] | None = None
     ) -> None:
-        if not weights or not all(math.isfinite(weight) for weight in weights.values()):
+        named = isinstance(weights, Mapping) and all(isinstance(name, str) for name in weights)
+        if not weights or not named or not all(_is_number(one) for one in weights.values()):
             raise ValueError(
-                f"rewards need names with finite weights, got {dict(weights)}. "
-                f"Known names: {sorted(REWARDS)}."
+                f"rewards need names with finite weights, got {weights!r}. Known names: "
+                f"{sorted(REWARDS)}; weights are numbers; name a function of your own as 'package.module:function'."
             )
         self.weights = dict(weights)
         self._functions = {name: _resolve(name) for name in weights}

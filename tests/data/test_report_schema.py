@@ -79,3 +79,28 @@ def test_a_schema_that_cannot_be_is_refused() -> None:
         ReportSchema("nodule", (Field("nodule", ("a",)),))
     with pytest.raises(ValueError, match=r"all of .*'lobe'"):
         LUNG_NODULE.text({"nodule": True})
+
+
+def test_a_text_is_not_several_values() -> None:
+    with pytest.raises(
+        ValueError, match=r"must be several, got the text 'left'.*\('left', \.\.\.\)"
+    ):
+        Field("side", "left")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ('{"nodule":false}', r"where a mapping of fields is allowed; json.loads reads text"),
+        (None, r"None, where a mapping"),
+        ({"Nodule": False}, r"no 'nodule', where true or false is allowed .*\['Nodule'\]"),
+        ({"nodule": "yes"}, r"nodule='yes', where true or false"),
+        ({"nodule": True, "side": "left"}, r"keys \['nodule', 'side'\], where nodule=True allows"),
+        ({**LUNG, "lobe": "Left upper"}, r"lobe='Left upper', where one of \['right upper'"),
+        ({**LUNG, "size_mm": 7.0}, r"size_mm=7.0, where whole numbers from 2 to 60"),
+    ],
+)
+def test_a_truth_that_the_schema_does_not_allow_is_refused(wrong: object, said: str) -> None:
+    LUNG_NODULE.require([LUNG, {"nodule": False}], "see there")
+    with pytest.raises(ValueError, match=rf"row 1 has .*{said}.*Correct the data, or see there"):
+        LUNG_NODULE.require([LUNG, wrong], "see there")

@@ -115,3 +115,6 @@ def test_a_model_that_looks_is_told_from_one_that_does_not() -> None:
 def test_answers_without_truth_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="each answer needs its true fields"):
         score_fields(NODULE, TEXTS, TRUE[:3])
+    there = next(one for one in TRUE if one["nodule"])
+    with pytest.raises(ValueError, match=r"row 1 has side='Left', where one of .*pass the schema"):
+        score_fields(NODULE, TEXTS[:2], [there, {**there, "side": "Left"}])

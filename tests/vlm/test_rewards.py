@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -198,9 +199,15 @@ def test_a_function_that_is_not_there_is_refused() -> None:
         Rewards({f"{__name__}:nothing": 1.0})
 
 
-@pytest.mark.parametrize("weights", [{}, {"validity": float("nan")}])
-def test_weights_must_be_there_and_finite(weights: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"names with finite weights, got .* Known names"):
+@pytest.mark.parametrize(
+    "weights", [{}, {"validity": float("nan")}, {"fields": "1"}, {len: 1.0}, ["fields"]]
+)
+def test_rewards_must_be_named_with_finite_weights(weights: Any) -> None:
+    found = re.escape(repr(weights))
+    with pytest.raises(
+        ValueError,
+        match=rf"got {found}\. Known names.*weights are numbers.*'package.module:function'",
+    ):
         Rewards(weights)
 
 
@@ -222,3 +229,12 @@ def test_a_column_of_another_length_is_refused() -> None:
 def test_a_reward_that_is_not_a_number_is_refused() -> None:
     with pytest.raises(ValueError, match=r"one finite number a completion .1., got .nan.*Return"):
         Rewards({f"{__name__}:not_a_number": 1.0})(["a"])
+
+
+def test_a_truth_of_another_schema_is_refused_and_the_setting_named() -> None:
+    lung = {"nodule": True, "lobe": "left upper", "size_mm": 7, "category": "3"}
+    answer = LUNG_NODULE.text(lung)
+    with pytest.raises(ValueError, match=r'row 0 has keys .*settings=\{"schema": \.\.\.\}'):
+        Rewards({"fields": 1.0, "validity": 1.0})([answer], fields=[lung])
+    named = Rewards({"fields": 1.0, "validity": 1.0}, settings={"schema": LUNG_NODULE})
+    assert named([answer], fields=[lung]).total == [2.0]
