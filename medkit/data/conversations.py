@@ -17,10 +17,19 @@ import pandas as pd
 
 from medkit.record.files import write_text
 
-__all__ = ["Conversation", "Turn", "read_conversations", "read_report_table", "write_conversations"]
+__all__ = [
+    "Conversation",
+    "Turn",
+    "patients_of",
+    "place_of",
+    "read_conversations",
+    "read_report_table",
+    "write_conversations",
+]
 
 MARK = "<image>"
 _ROLES = ("system", "user", "assistant")
+_MISSING = ("", "nan", "none", "null", "<na>")  # what is written of a value that is not there
 _OWN = ("messages", "images", "rejected_response")
 
 
@@ -48,12 +57,14 @@ class Conversation:
         images: Files, in the order of their marks.
         rejected: Another last answer, which is worse.
         columns: All else that is known of it.
+        where: File and line it was read from, for messages; it is no part of what it is.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[str, ...] = ()
     rejected: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def answer(self) -> str:
@@ -64,6 +75,29 @@ class Conversation:
     def asked(self) -> tuple[Turn, ...]:
         """All before it."""
         return self.turns[:-1]
+
+
+def place_of(conversations: Sequence[Conversation], row: int) -> str:
+    """Return where a person finds a conversation: its file and line, else its row."""
+    return conversations[row].where or f"row {row}, counted from 0"
+
+
+def patients_of(conversations: Sequence[Conversation], column: str, *, remedy: str) -> list[str]:
+    """Return whose each conversation is.
+
+    Raises:
+        ValueError: Where some do not say so, or are empty there: all of these would be one patient.
+            It ends with the remedy.
+    """
+    said = [str(one.columns.get(column, "")) for one in conversations]
+    missing = [row for row, one in enumerate(said) if one.strip().lower() in _MISSING]
+    if missing:
+        raise ValueError(
+            f"each conversation must say whose it is, as {column!r}; {len(missing)} of "
+            f"{len(said)} do not or are empty there, the first is "
+            f"{place_of(conversations, missing[0])}. {remedy}"
+        )
+    return said
 
 
 def read_conversations(path: Path | str) -> list[Conversation]:
@@ -118,15 +152,16 @@ def read_report_table(
             f"{list(table.columns)}. Name others by answer= and images=."
         )
     found = []
-    for number, row in enumerate(table.to_dict("records")):
+    for number, row in enumerate(table.to_dict("records"), 1):
+        where = f"{path}, row {number} below the header"
         text = " ".join(part for name in answer if (part := row[name].strip()))
         if not text:
             continue
         names = [n for n in (row[images].split(";") if images else []) if n.strip()]
-        files = tuple(_there(path.parent / n.strip(), f"{path}, row {number}") for n in names)
+        files = tuple(_there(path.parent / n.strip(), where) for n in names)
         turns = (Turn("user", MARK * len(files) + asked), Turn("assistant", text))
         columns = {str(k): v for k, v in row.items() if k not in wanted}
-        found.append(Conversation(turns, files, columns=columns))
+        found.append(Conversation(turns, files, columns=columns, where=where))
     if not found:
         raise ValueError(f"{path} must have rows with a text in {list(answer)}, and has none.")
     return found
@@ -158,7 +193,7 @@ def _conversation(line: str, where: str, folder: Path) -> Conversation:
             f"{rejected!r}."
         )
     columns = {name: value for name, value in read.items() if name not in _OWN}
-    return Conversation(turns, images, rejected, columns)
+    return Conversation(turns, images, rejected, columns, where)
 
 
 def _turns(messages: Sequence[Any], where: str) -> Iterator[Turn]:

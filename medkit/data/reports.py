@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from medkit.data import splits
 from medkit.data.chat import ChatEncoder
-from medkit.data.conversations import Conversation, read_conversations
+from medkit.data.conversations import Conversation, patients_of, place_of, read_conversations
 from medkit.data.encoded import PACKING, Encoded, padded
 from medkit.data.packing import ByLength, PackedBatches, PackPlan, plan_packs
 from medkit.data.splits import Split
@@ -58,7 +58,8 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         if pairs and bare:
             raise ValueError(
                 f"pairs need a rejected_response in each conversation; {len(bare)} of "
-                f"{len(self.conversations)} have none, the first is number {bare[0]}."
+                f"{len(self.conversations)} have none, the first is "
+                f"{place_of(self.conversations, bare[0])}. Add them, or pass pairs=False."
             )
         place = {name: number for number, name in enumerate(sites)}
         self.site = [place.get(str(c.columns.get(site, "")), -1) for c in self.conversations]
@@ -115,7 +116,8 @@ class ReportDataModule(pl.LightningDataModule):
         num_workers: Processes that make batches.
 
     Raises:
-        ValueError: For conversations without the columns, or a split that cannot be made.
+        ValueError: For conversations without the columns or empty there, or a split that cannot be
+            made.
     """
 
     def __init__(
@@ -248,14 +250,8 @@ class ReportDataModule(pl.LightningDataModule):
     def _patients(self, found: Sequence[Conversation]) -> splits.Texts:
         if self.patient is None:
             return np.array([str(number) for number in range(len(found))])
-        missing = [n for n, one in enumerate(found) if self.patient not in one.columns]
-        if missing:
-            raise ValueError(
-                f"each conversation must say whose it is, as {self.patient!r}; {len(missing)} of "
-                f"{len(found)} do not, the first is number {missing[0]}. Name the column by "
-                "patient=, or pass patient=None where each is another patient's."
-            )
-        return np.array([str(one.columns[self.patient]) for one in found])
+        remedy = "Name the column by patient=, or pass None where each is another patient's."
+        return np.array(patients_of(found, self.patient, remedy=remedy))
 
 
 def _together(

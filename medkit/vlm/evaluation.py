@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from medkit import keyed
-from medkit.data.conversations import Conversation
+from medkit.data.conversations import Conversation, patients_of
 from medkit.metrics.checks import Codes, Floats, codes
 from medkit.metrics.intervals import over, share
 from medkit.metrics.resample import interval
@@ -116,18 +116,15 @@ def evaluate(
         level: Nominal coverage.
 
     Raises:
-        ValueError: For conversations without patients, or where pictures cannot be dealt anew.
+        ValueError: For conversations without patients (no column, or empty), or where pictures
+            cannot be dealt anew.
     """
-    missing = [n for n, one in enumerate(conversations) if patient not in one.columns]
-    if missing or not conversations:
-        raise ValueError(
-            f"each conversation must say whose it is, as {patient!r}; {len(missing)} of "
-            f"{len(conversations)} do not. Name the column by patient=, or add one."
-        )
+    remedy = "Name the column by patient=, or write a patient in each."
+    whose = patients_of(conversations, patient, remedy=remedy)
     others = swapped(conversations, seed=seed, within=site)
     texts, shuffled = write(conversations), write(others)
     own, other = judge(texts, conversations), judge(shuffled, conversations)
-    owner = codes([str(one.columns[patient]) for one in conversations], len(texts), "patient")
+    owner = codes(whose, len(texts), "patient")
     where = np.array([str(one.columns.get(site, "")) for one in conversations])
     names = sorted(set(where.tolist()))
     parts = {ALL: np.ones(len(texts), bool)}
@@ -135,10 +132,10 @@ def evaluate(
         parts |= {re.sub(r"[^\w.-]", "_", name) or "_": where == name for name in names}
     metrics: dict[str, Metric] = {}
     for place, rows in parts.items():
-        whose = codes(owner[rows], int(rows.sum()), "patient")
+        here = codes(owner[rows], int(rows.sum()), "patient")
         for name, score in own.items():
             pair = _cut(score, rows), _cut(other[name], rows)
-            for of, metric in _both(name, pair, whose, seed, level).items():
+            for of, metric in _both(name, pair, here, seed, level).items():
                 metrics[f"{place}/{name}/{of}"] = metric
     return Evaluation(metrics, texts, shuffled, judge.main)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from medkit.data.conversations import MARK, Conversation
+from medkit.data.conversations import MARK, Conversation, place_of
 from medkit.data.report_schema import ReportSchema
 from medkit.metrics.checks import Floats
 from medkit.vlm.answers import score_fields
@@ -76,8 +76,9 @@ class FieldJudge:
         if missing:
             raise ValueError(
                 f"each conversation must have its true fields as column {self.column!r}; "
-                f"{len(missing)} of {len(conversations)} have none, the first is number "
-                f"{missing[0]}. Name another column, or judge free text by ReportJudge()."
+                f"{len(missing)} of {len(conversations)} have none, the first is "
+                f"{place_of(conversations, missing[0])}. Name another column, or judge free text "
+                "by ReportJudge()."
             )
         true = [one.columns[self.column] for one in conversations]
         found = score_fields(self.schema, texts, true)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 pytest.importorskip("transformers", reason="the extra vlm is not installed")
 
 from medkit.data.chat import ChatEncoder
-from medkit.data.conversations import Conversation, Turn, read_conversations
+from medkit.data.conversations import Conversation, Turn, read_conversations, read_report_table
 from medkit.data.report_schema import NODULE
 from medkit.data.reports import ReportDataModule
 from medkit.synth.reports import make_studies, write_reports
@@ -79,11 +80,26 @@ def test_the_order_is_keyed(path: Path, encoder: ChatEncoder) -> None:
 def test_a_conversation_without_patient_is_refused(path: Path, encoder: ChatEncoder) -> None:
     some = read_conversations(path)[:6]
     bare = Conversation((Turn("user", "?"), Turn("assistant", "!")))
-    with pytest.raises(ValueError, match=r"as 'patient'; 1 of 7 do not, the first is number 6"):
+    with pytest.raises(ValueError, match=r"1 of 7 do not .*, the first is row 6, counted from 0"):
         made([*some, bare], encoder)
     assert len(made([*some, bare], encoder, patient=None).conversations) == 7
     with pytest.raises(RuntimeError, match=r"after dm\.setup"):
         _ = ReportDataModule(path, encoder).conversations
+
+
+def test_an_empty_patient_is_refused_as_one_that_is_not_there(
+    tmp_path: Path, encoder: ChatEncoder
+) -> None:
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}]
+    lines = [{"messages": said, "patient": whose} for whose in ("a", "b", None, "", float("nan"))]
+    file = tmp_path / "some.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=r"3 of 5 do not .*some.jsonl:3\. .*pass None where"):
+        made(file, encoder)
+    table = tmp_path / "some.csv"
+    table.write_text("patient,findings,impression\na,Clear.,\n,Clear.,\n")
+    with pytest.raises(ValueError, match=r"1 of 2 do not .*some.csv, row 2 below the header\."):
+        made(read_report_table(table), encoder)
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"pairs": True}], ids=str)

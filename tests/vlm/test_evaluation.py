@@ -229,6 +229,11 @@ def test_conversations_without_patient_or_truth_are_refused(
     some = asked["fields"]
     with pytest.raises(ValueError, match="must say whose it is"):
         evaluate(sees(some), some, JUDGES["fields"], patient="who")
+    empty = [replace(one, columns=one.columns | {"patient": None}) for one in some]
+    with pytest.raises(ValueError, match=r"100 of 100 do not .*fields.jsonl:1\. Name the column"):
+        evaluate(sees(some), empty, JUDGES["fields"])
+    with pytest.raises(ValueError, match="two or more sets"):
+        evaluate(sees(some), [], JUDGES["fields"])
     bare = [replace(one, columns={"patient": "x"}) for one in some]
     with pytest.raises(ValueError, match="must have its true fields"):
         evaluate(sees(some), bare, JUDGES["fields"])
