@@ -202,10 +202,20 @@ class ReportDataModule(pl.LightningDataModule):
         return [int(row) for row in split.part(part)]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled or packed batches; those that are not full are left out."""
+        """Return shuffled or packed batches; those that are not full are left out.
+
+        Raises:
+            ValueError: Where not one batch is full: nothing would be trained.
+        """
+        rows = self.rows("train")
+        if not self.packing and len(rows) < self.batch_size:
+            raise ValueError(
+                f"training rows must fill a batch of batch_size={self.batch_size}, as one that is "
+                f"not full is left out; there are {len(rows)} rows. Lower batch_size, or pass more "
+                "conversations."
+            )
         if not self.packing:
             return self._loader("train", shuffle=True, drop_last=True)
-        rows = self.rows("train")
         encoded = cast("ReportDataset", self.dataset).encoded
         lengths = [len(encoded[row][0].ids) for row in rows]
         longest = self.packing_length or max(_PACKING_LENGTH, *lengths)

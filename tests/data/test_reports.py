@@ -102,6 +102,17 @@ def test_an_empty_patient_is_refused_as_one_that_is_not_there(
         made(read_report_table(table), encoder)
 
 
+@pytest.mark.parametrize("settings", [{}, {"packing": "by_length"}, {"pairs": True}], ids=str)
+def test_rows_that_fill_no_batch_are_refused_before_a_fit(
+    settings: Any, path: Path, encoder: ChatEncoder
+) -> None:
+    some = [replace(one, rejected="no") for one in read_conversations(path)[:9]]
+    dm = made(some, encoder, patient=None, **settings)
+    assert len(dm.rows("train")) == 6
+    with pytest.raises(ValueError, match=r"batch.*8.* 6.* Lower batch_size"):
+        dm.train_dataloader()
+
+
 @pytest.mark.parametrize("settings", [{}, {"packing": True}, {"pairs": True}], ids=str)
 def test_pictures_that_are_read_again_are_the_same_ones(
     settings: Any, path: Path, encoder: ChatEncoder
