@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medkit.vlm.extra import require
 from medkit.vlm.groups import GROUPS, groups_of, linear_layers, without
 from medkit.vlm.quantised import Quantised, dequantised, keep_trainable
+from medkit.vlm.settings import require_flags
 
 __all__ = ["Adapters", "merged"]
 
@@ -53,6 +54,7 @@ class Adapters:
     quantised: Quantised = field(default_factory=Quantised)
 
     def __post_init__(self) -> None:
+        require_flags(self)
         both = set(self.groups) & set(self.full)
         if not self.groups or not {*self.groups, *self.full} <= set(GROUPS) or both:
             raise ValueError(

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from medkit.vlm.settings import require_flags
 from medkit.vlm.sharding import whole
 
 __all__ = ["GROUPS", "FreezePolicy", "Frozen", "groups_of", "linear_layers", "without"]
@@ -126,6 +127,9 @@ class FreezePolicy:
     freeze_llm: bool = False
     freeze_parameters: tuple[str, ...] = ()
     trainable_parameters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_flags(self)
 
     def apply(
         self, model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None = None

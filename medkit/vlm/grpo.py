@@ -18,6 +18,7 @@ from medkit.data.encoded import IGNORED, Encoded, padded
 from medkit.vlm.means import Means
 from medkit.vlm.model import LitVLM, given, token_logprobs
 from medkit.vlm.sampling import Sampler
+from medkit.vlm.settings import mapping
 
 __all__ = ["LitGRPO", "advantages_of", "policy_loss"]
 
@@ -127,10 +128,11 @@ class LitGRPO(LitVLM):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
     ) -> None:
-        if dict(lora or {}).get("full"):
+        lora = mapping(lora, "lora")
+        if lora.get("full"):
             raise ValueError(
                 "the reference is the model without its adapters, so nothing else may be trained; "
-                f"lora's full names {dict(lora or {})['full']}. Leave it out."
+                f"lora's full names {lora['full']}. Leave it out."
             )
         if group < 2 or reuse < 1 or beta < 0 or not 0 < epsilon < 1:
             raise ValueError(
@@ -138,7 +140,7 @@ class LitGRPO(LitVLM):
                 f"a share; got {group}, {reuse}, {beta} and {epsilon}."
             )
         super().__init__(
-            model, model_args, lora=dict(lora or {}), prefixes=prefixes, total_steps=total_steps,
+            model, model_args, lora=lora, prefixes=prefixes, total_steps=total_steps,
             lr=lr, vit_lr=vit_lr, aligner_lr=aligner_lr, weight_decay=weight_decay, warmup=warmup,
         )  # fmt: skip
         self.save_hyperparameters()

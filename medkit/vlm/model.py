@@ -19,6 +19,7 @@ from medkit.vlm.adapters import Adapters
 from medkit.vlm.galore import GaLore
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 from medkit.vlm.packs import packed_for, require_exact_packing
+from medkit.vlm.settings import mapping
 from medkit.vlm.sharding import shard
 
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
@@ -75,9 +76,9 @@ class LitVLM(LeanModule):
         warmup: float = 0.1,
     ) -> None:
         super().__init__()
-        model_args, freeze = dict(model_args or {}), dict(freeze or {})
-        lora = None if lora is None else dict(lora)
-        galore = None if galore is None else dict(galore)
+        model_args, freeze = mapping(model_args, "model_args"), mapping(freeze, "freeze")
+        lora = None if lora is None else mapping(lora, "lora")
+        galore = None if galore is None else mapping(galore, "galore")
         self.save_hyperparameters()  # plain types: the checkpoint loads with weights_only=True
         require_steps(total_steps)
         self.model: Any = build(model, model_args)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medkit.vlm.means import Means
 from medkit.vlm.model import LitVLM, given, token_logprobs
+from medkit.vlm.settings import mapping
 
 __all__ = ["LitDPO", "answer_logprobs", "dpo_losses"]
 
@@ -106,10 +107,11 @@ class LitDPO(LitVLM):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
     ) -> None:
-        if dict(lora or {}).get("full"):
+        lora = mapping(lora, "lora")
+        if lora.get("full"):
             raise ValueError(
                 "the reference is the model without its adapters, so nothing else may be trained; "
-                f"lora's full names {dict(lora or {})['full']}. Leave it out."
+                f"lora's full names {lora['full']}. Leave it out."
             )
         if not beta > 0 or not 0 <= label_smoothing < 0.5 or rpo_alpha < 0:
             raise ValueError(
@@ -117,7 +119,7 @@ class LitDPO(LitVLM):
                 f"got {beta}, {rpo_alpha} and {label_smoothing}."
             )
         super().__init__(
-            model, model_args, lora=dict(lora or {}), prefixes=prefixes, total_steps=total_steps,
+            model, model_args, lora=lora, prefixes=prefixes, total_steps=total_steps,
             lr=lr, vit_lr=vit_lr, aligner_lr=aligner_lr, weight_decay=weight_decay, warmup=warmup,
         )  # fmt: skip
         self.save_hyperparameters()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medkit.vlm.extra import require
 from medkit.vlm.groups import GROUPS, linear_layers, without
+from medkit.vlm.settings import require_flags
 
 __all__ = ["Quantised", "dequantised", "keep_trainable"]
 
@@ -46,6 +47,7 @@ class Quantised:
     quant_skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require_flags(self)
         if (
             self.quant_bits not in (0, 4)
             or self.quant_method != "bnb"

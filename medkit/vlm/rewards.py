@@ -64,7 +64,8 @@ class Rewards:
         if not weights or not named or not all(_is_number(one) for one in weights.values()):
             raise ValueError(
                 f"rewards need names with finite weights, got {weights!r}. Known names: "
-                f"{sorted(REWARDS)}; weights are numbers; name a function of your own as 'package.module:function'."
+                f"{sorted(REWARDS)}; weights are numbers; name a function of your own as "
+                "'package.module:function'."
             )
         self.weights = dict(weights)
         self._functions = {name: _resolve(name) for name in weights}

@@ -138,3 +138,26 @@ def test_each_group_has_its_rate_and_a_wrong_key_is_refused() -> None:
     assert rates == {1e-3, 1e-4}
     with pytest.raises(ValueError, match=r"freeze must have keys of.*found \['freeze_vision'\]"):
         LitVLM(**SMALL, freeze={"freeze_vision": True})
+
+
+@pytest.mark.parametrize("wrong", [{"freeze": ["freeze_vit"]}, {"lora": ["llm"]}])
+def test_settings_that_are_no_mapping_are_refused(wrong: dict[str, Any]) -> None:
+    ((name, found),) = wrong.items()
+    said = rf"{name} must be a mapping of keys to values, got \['{found[0]}'\]\. Write {name}={{"
+    with pytest.raises(ValueError, match=said):
+        LitVLM(**SMALL, **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"freeze": {"freeze_vit": "false"}},
+        {"lora": {"use_dora": "false"}},
+        {"lora": {"convolutions": 0}},
+        {"lora": {"bnb_4bit_use_double_quant": "no"}},
+    ],
+)
+def test_a_flag_that_is_neither_true_nor_false_is_refused(wrong: dict[str, Any]) -> None:
+    (((key, value),),) = (settings.items() for settings in wrong.values())
+    with pytest.raises(ValueError, match=f"{key} must be True or False, got {value!r}. Write it"):
+        LitVLM(**SMALL, **wrong)

@@ -1,0 +1,41 @@
+"""Settings in plain values, as a configuration file has them: mappings, whose flags are flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+__all__ = ["mapping", "require_flags"]
+
+
+def mapping(settings: object, name: str) -> dict[str, Any]:
+    """Return settings as a dict, an empty one for None.
+
+    Raises:
+        ValueError: For what is no mapping, such as a list of keys.
+    """
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        example = {"freeze": '{"freeze_vit": True}', "lora": '{"groups": ["llm"]}'}.get(name)
+        raise ValueError(
+            f"{name} must be a mapping of keys to values, got {settings!r}. "
+            + (f"Write {name}={example}." if example else f"Write {name}={{key: value}}.")
+        )
+    return dict(settings)
+
+
+def require_flags(settings: Any) -> None:
+    """Refuse what is neither True nor False where a dataclass has a flag: any text would be true.
+
+    Raises:
+        ValueError: With the flag's name.
+    """
+    for one in fields(settings):
+        value = getattr(settings, one.name)
+        if isinstance(one.default, bool) and type(value) is not bool:
+            raise ValueError(
+                f"{one.name} must be True or False, got {value!r}. Write it without quotes: text "
+                "counts as true whatever it says."
+            )
