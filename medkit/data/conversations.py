@@ -135,11 +135,13 @@ def read_report_table(
     Args:
         path: CSV.
         answer: Columns that make the answer, in their order; rows where all are empty are left out.
-        images: Column with file names, several apart by ``;``, beside the table; None: text alone.
+        images: Column with file names, several apart by ``;``, beside the table, at least one
+            where there is an answer; None: text alone.
         asked: What the user says.
 
     Raises:
-        ValueError: For columns that are not there, or no row with an answer.
+        ValueError: For columns that are not there, no row with an answer, or an answer without
+            the picture.
         FileNotFoundError: For a picture that is not there.
     """
     path = Path(path)
@@ -151,17 +153,26 @@ def read_report_table(
             f"{path} must have the columns {wanted}; {missing} are not among "
             f"{list(table.columns)}. Name others by answer= and images=."
         )
-    found = []
+    found, bare = [], []
     for number, row in enumerate(table.to_dict("records"), 1):
         where = f"{path}, row {number} below the header"
         text = " ".join(part for name in answer if (part := row[name].strip()))
         if not text:
             continue
         names = [n for n in (row[images].split(";") if images else []) if n.strip()]
+        if images and not names:
+            bare.append(number)
         files = tuple(_there(path.parent / n.strip(), where) for n in names)
         turns = (Turn("user", MARK * len(files) + asked), Turn("assistant", text))
         columns = {str(k): v for k, v in row.items() if k not in wanted}
         found.append(Conversation(turns, files, columns=columns, where=where))
+    if bare:
+        raise ValueError(
+            f"{path} must name a picture in {images!r} wherever there is an answer; it is empty in "
+            f"{len(bare)} of {len(found)} rows, counted from 1 below the header: "
+            f"{', '.join(map(str, bare[:5]))}{', ...' * (len(bare) > 5)}. Leave these rows out, or "
+            "pass images=None for text alone."
+        )
     if not found:
         raise ValueError(f"{path} must have rows with a text in {list(answer)}, and has none.")
     return found
@@ -171,7 +182,10 @@ def _conversation(line: str, where: str, folder: Path) -> Conversation:
     try:
         read = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} must be JSON ({error}). Write one object a line.") from error
+        raise ValueError(
+            f"{where} must be JSON ({error}). Write one object a line; a CSV "
+            "is read by read_report_table(path), whose conversations are passed instead."
+        ) from error
     if not isinstance(read, dict) or not isinstance(read.get("messages"), list):
         raise ValueError(f"{where} must be an object with a list called messages.")
     turns = tuple(_turns(read["messages"], where))
@@ -210,6 +224,11 @@ def _turns(messages: Sequence[Any], where: str) -> Iterator[Turn]:
                 f"found {role!r} after {before or 'nothing'!r}."
             )
         before = role
+        if role == "assistant" and one.get("loss", True) and not content.strip():
+            raise ValueError(
+                f"{where}: what the assistant says must not be empty, as it is learnt; found "
+                f'{content!r}. Write it, leave the line out, or add "loss": false to the message.'
+            )
         yield Turn(role, content, bool(one.get("loss", True)))
 
 

@@ -48,6 +48,11 @@ def test_turns_system_and_loss_are_kept(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("{", r"some.jsonl:2 must be JSON"),
+        ("uid,findings", r"some.jsonl:2 must be JSON.*a CSV is read by read_report_table"),
+        (
+            {"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]},
+            r"some.jsonl:2: what the assistant says must not be empty.*found ' '.*\"loss\": false",
+        ),
         ([1], "must be an object with a list called messages"),
         ({"messages": []}, "must end with what the assistant says"),
         ({"messages": GOOD["messages"][:1]}, "must end with what the assistant says"),
@@ -68,6 +73,12 @@ def test_a_line_that_is_none_is_named_with_what_is_wrong(
         read_conversations(written(tmp_path, GOOD, line))
 
 
+def test_an_empty_answer_that_is_not_learnt_is_kept(tmp_path: Path) -> None:
+    silent = {"role": "assistant", "content": "", "loss": False}
+    (one,) = read_conversations(written(tmp_path, {"messages": [GOOD["messages"][0], silent]}))
+    assert one.answer == ""
+
+
 def test_a_picture_that_is_not_there_is_named(tmp_path: Path) -> None:
     line = {"messages": [{"role": "user", "content": "<image>"}, GOOD["messages"][1]]}
     with pytest.raises(FileNotFoundError, match=r"gone.png must be a picture"):
@@ -84,13 +95,17 @@ def test_a_table_of_reports_becomes_conversations(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"")
     path = tmp_path / "reports.csv"
     path.write_text(
-        "uid,findings,impression,files\n1,Clear.,Normal.,a.png;b.png\n2,,,a.png\n3,,Normal.,\n"
+        "uid,findings,impression,files\n1,Clear.,Normal.,a.png;b.png\n2,,,a.png\n3,,Normal.,b.png\n"
     )
     first, third = read_report_table(path, images="files")
     assert (first.answer, third.answer) == ("Clear. Normal.", "Normal.")
     assert first.turns[0].content == "<image><image>Describe the findings."
     assert [Path(name).name for name in first.images] == ["a.png", "b.png"]
     assert third.columns == {"uid": "3"}
+    path.write_text(path.read_text().replace("Normal.,b.png", "Normal.,"))
+    with pytest.raises(ValueError, match=r"'files' .* 1 of 2 rows, .* header: 3\. .*images=None"):
+        read_report_table(path, images="files")
+    assert [one.images for one in read_report_table(path)] == [(), ()]
     with pytest.raises(ValueError, match=r"\['text'\] are not among.*answer="):
         read_report_table(path, answer=["text"])
     with pytest.raises(ValueError, match="has none"):
