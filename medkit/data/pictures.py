@@ -13,6 +13,7 @@ from medkit.dicom.reading import read_image, read_nifti
 __all__ = ["LUNG_HU", "read_picture", "read_rgb"]
 
 LUNG_HU = (-1000.0, 400.0)  # black and white of a CT slice
+_TWELVE_BITS = 4095
 _PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -22,12 +23,15 @@ def read_picture(
     """Read a picture, ``(H, W)``, 0 black and 1 white.
 
     Args:
-        path: PNG and JPEG are taken as they are, grey; DICOM and NIfTI by the window.
+        path: PNG and JPEG are taken as they are, grey, by the range of their bits; DICOM and NIfTI
+            by the window.
         window_hu: What becomes 0 and 1, for values in HU; others by their own range.
 
     Raises:
         DicomError: For a DICOM or NIfTI file that cannot be read as one slice.
-        ValueError: For a picture that cannot be read.
+        ValueError: For a picture that cannot be read, and one of 16 bits none of whose values is
+            above 4095, unless all are 0: these are values of a scanner's 12 bits, which would be
+            nearly black. Only this is looked for; 13 to 15 bits are too dark, and are not found.
     """
     path = Path(path)
     if path.suffix.lower() in _PICTURES:
@@ -65,6 +69,12 @@ def _picture(path: Path) -> NDArray[np.float32]:
     image = _opened(path)
     wide = _wide(image)
     grey = np.asarray(image if wide else image.convert("L"), np.float32)
+    if wide and 0 < grey.max() <= _TWELVE_BITS:
+        raise ValueError(
+            f"{path} must use the range of its 16 bits, 0 to 65535; its highest value is "
+            f"{grey.max():.0f}, as of 12 bits, and it would be nearly black. Scale it to 8 bits, or "
+            "pass the DICOM file, which is read by a window."
+        )
     return grey / np.float32(65535 if wide else 255)
 
 

@@ -55,6 +55,16 @@ def test_image_processors_get_three_colours(tmp_path: Path) -> None:
     assert darker[:, :, 0].tolist() == [[0, 54], [0, 255]]
 
 
+def test_twelve_bits_in_sixteen_are_refused_and_dark_pictures_are_not(tmp_path: Path) -> None:
+    for most in (0, 4095, 4096):
+        Image.fromarray(np.array([[0, most]], np.uint16)).save(tmp_path / f"{most}.png")
+    for read in (read_picture, read_rgb):
+        with pytest.raises(ValueError, match=r"4095.png must .*highest value is 4095.*Scale it"):
+            read(tmp_path / "4095.png")
+    assert read_picture(tmp_path / "4096.png").max() == np.float32(4096 / 65535)
+    assert read_picture(tmp_path / "0.png").max() == 0
+
+
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"a.png must be a picture.*leave"):
