@@ -72,8 +72,8 @@ def _picture(path: Path) -> NDArray[np.float32]:
     if wide and 0 < grey.max() <= _TWELVE_BITS:
         raise ValueError(
             f"{path} must use the range of its 16 bits, 0 to 65535; its highest value is "
-            f"{grey.max():.0f}, as of 12 bits, and it would be nearly black. Scale it to 8 bits, or "
-            "pass the DICOM file, which is read by a window."
+            f"{grey.max():.0f}, as of 12 bits, and it would be nearly black. Scale it to 8 bits, "
+            "or pass the DICOM file, which is read by a window."
         )
     return grey / np.float32(65535 if wide else 255)
 

@@ -38,6 +38,10 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         site: The column.
         pairs: Encode each with its rejected answer too.
         keep_pictures: Keep what the model is given of pictures; else each is read again.
+
+    Raises:
+        ValueError: For a conversation that cannot be encoded, or pairs without a rejected answer;
+            the line or row is named.
     """
 
     draws_nothing = True  # the keyed loader then leaves the generators alone
@@ -64,7 +68,7 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
         place = {name: number for number, name in enumerate(sites)}
         self.site = [place.get(str(c.columns.get(site, "")), -1) for c in self.conversations]
         bar = tqdm(self.conversations, unit="conversation", leave=False, disable=None)
-        both = (self._encode(one) for one in bar)
+        both = (self._encode(row) for row, _ in enumerate(bar))
         self.encoded = [one if keep_pictures else _without_pictures(*one) for one in both]
 
     def __len__(self) -> int:
@@ -72,12 +76,16 @@ class ReportDataset(Dataset[tuple[Encoded, Encoded | None, int, int]]):
 
     def __getitem__(self, row: int) -> tuple[Encoded, Encoded | None, int, int]:
         """Return a conversation, the same with its rejected answer, its row and its site."""
-        both = self.encoded[row] if self.keep_pictures else self._encode(self.conversations[row])
+        both = self.encoded[row] if self.keep_pictures else self._encode(row)
         return *both, row, self.site[row]
 
-    def _encode(self, one: Conversation) -> tuple[Encoded, Encoded | None]:
-        rejected = self.encoder.encode(one, one.rejected) if self.pairs else None
-        return self.encoder.encode(one), rejected
+    def _encode(self, row: int) -> tuple[Encoded, Encoded | None]:
+        one = self.conversations[row]
+        try:
+            rejected = self.encoder.encode(one, one.rejected) if self.pairs else None
+            return self.encoder.encode(one), rejected
+        except ValueError as error:  # such as a picture that is none: it knows no line
+            raise ValueError(f"{place_of(self.conversations, row)}: {error}") from error
 
 
 def _without_pictures(chosen: Encoded, rejected: Encoded | None) -> tuple[Encoded, Encoded | None]:
@@ -94,7 +102,7 @@ class ReportDataModule(pl.LightningDataModule):
     With ``packing``, which conversations are in a batch is chosen so that they fill rows of
     ``packing_length`` tokens. The batch looks as any other, so what takes single conversations out
     of it still does, and says that it is to be packed, which LitVLM does; :attr:`plan` says what
-    that saves. Validation and test are never packed.
+    that saves, and what "auto" does, from :meth:`setup` on. Validation and test are never packed.
 
     Args:
         conversations: JSONL (:func:`~medkit.data.conversations.read_conversations`), or what was
@@ -152,7 +160,7 @@ class ReportDataModule(pl.LightningDataModule):
         self.pairs = pairs
         self.packing, self.packing_length = packing, packing_length
         self.keep_pictures, self.num_workers = keep_pictures, num_workers
-        self.plan: PackPlan | None = None  # of the training conversations, once they are asked for
+        self.plan: PackPlan | None = None  # of the training conversations, after setup
         self.sites: list[str] = []
         self.split: Split | None = None
         self.dataset: ReportDataset | None = None
@@ -193,6 +201,8 @@ class ReportDataModule(pl.LightningDataModule):
             found, self.encoder, sites=self.sites, site=self.site, pairs=self.pairs,
             keep_pictures=self.keep_pictures,
         )  # fmt: skip
+        if self.packing:
+            self.plan = self._planned()
 
     def rows(self, part: str) -> list[int]:
         """Return the rows of "train", "val" or "test"."""
@@ -216,10 +226,8 @@ class ReportDataModule(pl.LightningDataModule):
             )
         if not self.packing:
             return self._loader("train", shuffle=True, drop_last=True)
-        encoded = cast("ReportDataset", self.dataset).encoded
-        lengths = [len(encoded[row][0].ids) for row in rows]
-        longest = self.packing_length or max(_PACKING_LENGTH, *lengths)
-        self.plan = plan_packs(lengths, longest=longest, batch_size=self.batch_size)
+        self.plan = self.plan or self._planned()
+        lengths, longest = self._lengths(), self.plan.longest
         packs = self.packing is True or (self.packing == "auto" and self.plan.worth_it)
         _log.log(logging.WARNING if packs and not self.plan.worth_it else logging.INFO, self.plan)
         if packs:
@@ -256,6 +264,15 @@ class ReportDataModule(pl.LightningDataModule):
             some, self.batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=together,
             num_workers=workers,
         )  # fmt: skip
+
+    def _lengths(self) -> list[int]:
+        encoded = cast("ReportDataset", self.dataset).encoded
+        return [len(encoded[row][0].ids) for row in self.rows("train")]
+
+    def _planned(self) -> PackPlan:
+        lengths = self._lengths()
+        longest = self.packing_length or max([_PACKING_LENGTH, *lengths])
+        return plan_packs(lengths, longest=longest, batch_size=self.batch_size)
 
     def _patients(self, found: Sequence[Conversation]) -> splits.Texts:
         if self.patient is None:

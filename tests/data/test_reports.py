@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the extra vlm is not installed")
 from medkit.data.chat import ChatEncoder
 from medkit.data.conversations import Conversation, Turn, read_conversations, read_report_table
 from medkit.data.report_schema import NODULE
-from medkit.data.reports import ReportDataModule
+from medkit.data.reports import ReportDataModule, ReportDataset
 from medkit.synth.reports import make_studies, write_reports
 from medkit.trainer import keyed
 from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
@@ -100,6 +100,26 @@ def test_an_empty_patient_is_refused_as_one_that_is_not_there(
     table.write_text("patient,findings,impression\na,Clear.,\n,Clear.,\n")
     with pytest.raises(ValueError, match=r"1 of 2 do not .*some.csv, row 2 below the header\."):
         made(read_report_table(table), encoder)
+
+
+def test_the_line_of_what_is_no_picture_is_named(tmp_path: Path, encoder: ChatEncoder) -> None:
+    (tmp_path / "report.csv").write_text("uid,findings\n")
+    said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "1"}]
+    file = tmp_path / "some.jsonl"
+    file.write_text("\n" + json.dumps({"messages": said, "images": ["report.csv"]}))
+    some = read_conversations(file)
+    with pytest.raises(ValueError, match=r"some.jsonl:2: .*report.csv"):
+        ReportDataset(some, encoder)
+    bare = Conversation(some[0].turns, some[0].images)
+    with pytest.raises(ValueError, match=r"^row 0, counted from 0: .*report.csv"):
+        ReportDataset([bare], encoder)
+
+
+def test_the_plan_is_known_before_a_fit(path: Path, encoder: ChatEncoder) -> None:
+    assert made(path, encoder).plan is None
+    dm = made(path, encoder, packing="auto")
+    assert dm.plan is not None
+    assert f"{len(dm.rows('train'))} conversations in" in str(dm.plan)
 
 
 @pytest.mark.parametrize("settings", [{}, {"packing": "by_length"}, {"pairs": True}], ids=str)
