@@ -138,9 +138,12 @@ def occlusion(
         for one in asked:
             pixels, score = pixels_of(model, one), _scorer(model, one, names)
             if not 1 <= stride <= side <= min(pixels.sides):
+                unit = "pixels" if pixels.rows is None else "patches, which this model is given"
+                fits = max(1, min(8, min(pixels.sides) // 2))
                 raise ValueError(
                     "squares must cover the pictures and fit into them: 1 <= stride <= side <= "
-                    f"{min(pixels.sides)}; got side={side}, stride={stride}."
+                    f"{min(pixels.sides)} [{unit}]; got side={side}, stride={stride}. Pass "
+                    f"side={fits}, stride={max(1, fits // 2)}, say."
                 )
             places = [
                 (picture, rows, columns)

@@ -90,6 +90,12 @@ class LitGRPO(LitVLM):
     The questions come from ``trainer.datamodule``, a
     :class:`~medkit.data.reports.ReportDataModule`.
 
+    What answers are worth, and how they are drawn (here of at most 14 tokens), is said before the
+    fit::
+
+        lit = LitGRPO("my_package.models:make", lora={"groups": ["llm"]})
+        lit.use(Rewards({"validity": 1.0, "fields": 2.0}), HFSampler(tokenizer, 14))
+
     Args:
         model: As LitVLM's.
         model_args: As LitVLM's.
@@ -152,6 +158,20 @@ class LitGRPO(LitVLM):
         """Set what answers are worth and how they are drawn; to be called before the fit."""
         self.rewards, self.sampler = rewards, sampler
         return self
+
+    def on_fit_start(self) -> None:
+        """Refuse a fit without rewards or a sampler.
+
+        Raises:
+            RuntimeError: Where :meth:`use` was not called.
+        """
+        if not hasattr(self, "sampler"):
+            raise RuntimeError(
+                "answers must have rewards and a sampler before the fit, and this model was given "
+                "none (a checkpoint does not keep them). Call "
+                'lit.use(Rewards({"fields": 1.0}), HFSampler(tokenizer, 14)) first.'
+            )
+        super().on_fit_start()
 
     def loss_terms(self, batch: Mapping[str, Any]) -> tuple[Tensor, float]:
         """Return the sum of the answers' losses, and how many there are."""

@@ -113,6 +113,7 @@ class LitVLM(LeanModule):
 
     def loss_terms(self, batch: Inputs) -> tuple[Tensor, float]:
         """Return the sum of the tokens' losses, and how many are learnt."""
+        _refuse_pairs(self, batch)
         if PACKING in batch:
             batch = packed_for(self.model, batch, longest=int(batch[PACKING]))
         total, weight = loss_sum(self(**given(batch)), batch["labels"])
@@ -171,6 +172,7 @@ class LitVLM(LeanModule):
 
     def validation_step(self, batch: Inputs, batch_idx: int) -> None:
         """Collect loss, tokens and answers."""
+        _refuse_pairs(self, batch)
         logits, labels = self(**given(batch)), batch["labels"]
         total, weight = loss_sum(logits, labels)
         right = logits[:, :-1].argmax(-1) == labels[:, 1:]
@@ -280,6 +282,14 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     wanted = following.where(learnt, torch.zeros_like(following))
     each = logits[:, :-1].float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
     return each * learnt, learnt
+
+
+def _refuse_pairs(lit: LitVLM, batch: Inputs) -> None:
+    if "chosen" in batch:
+        raise ValueError(
+            f"{type(lit).__name__} learns from one answer a conversation; got a batch of pairs, "
+            f"{list(batch)}. Make it by ReportDataModule(..., pairs=False), or train by LitDPO."
+        )
 
 
 def _policy(freeze: Mapping[str, Any]) -> FreezePolicy:

@@ -175,6 +175,11 @@ class LitDPO(LitVLM):
         return losses, {name: value.detach() for name, value in found.items()}
 
     def _of_both(self, batch: Pairs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        if "chosen" not in batch:
+            raise ValueError(
+                "LitDPO's batches must be pairs, of a chosen and a rejected answer; got one with "
+                f"{list(batch)}. Make them by ReportDataModule(..., pairs=True)."
+            )
         (chosen, n), (rejected, m) = (
             answer_logprobs(self(**given(batch[which])), batch[which]["labels"])
             for which in ("chosen", "rejected")

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("peft", reason="the extra vlm is not installed")
 
+import pytorch_lightning as pl
+
 from medkit import keyed as keys
 from medkit.callbacks.collapse_guard import CollapseGuard, Limit
 from medkit.callbacks.sampled_answers import SampledAnswers
@@ -173,6 +175,13 @@ def test_wrong_settings_are_refused() -> None:
         LitGRPO(**SMALL, group=1)
     with pytest.raises(ValueError, match="the reference is the model without its adapters"):
         LitGRPO(**SMALL | {"lora": {"groups": ["llm"], "full": ["aligner"]}})
+
+
+def test_a_fit_without_rewards_and_a_sampler_is_refused_at_its_start(path: Path) -> None:
+    dm = ReportDataModule(path, ChatEncoder(TOKENIZER, tutorial_pictures), patient=None)
+    trainer = pl.Trainer(max_steps=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(RuntimeError, match=r"lit\.use\(Rewards\(.*HFSampler\(tokenizer, 14\)\)"):
+        trainer.fit(LitGRPO(**SMALL), dm)
 
 
 def test_draws_do_not_depend_on_the_global_state(path: Path) -> None:

@@ -28,7 +28,7 @@ from medkit.vlm.attention import attention_maps, eager
 from medkit.vlm.places import Asked, Pixels, ask, token_grids
 from medkit.vlm.tutorial import tutorial_model, tutorial_pictures, tutorial_tokenizer
 from tests.vlm.checkpoints import checkpoint
-from tests.vlm.families import EACH, QUICK, SLOW
+from tests.vlm.families import EACH, QUICK, SLOW, qwen2_5_vl
 from tests.vlm.test_packing import picture, tokens
 
 PLACED = [one for one in EACH if one.id not in ("blip2", "llava_onevision")]
@@ -167,6 +167,14 @@ def test_shares_add_up_to_what_the_pictures_change(build: Any) -> None:
         one = found[name]
         assert float(one.values.sum()) - change == pytest.approx(float(one.delta), abs=1e-4)  # type: ignore[arg-type]
         assert float(one.residual()) < 0.02
+
+
+def test_squares_of_a_model_that_is_given_patches_are_counted_in_patches() -> None:
+    model = built(qwen2_5_vl)
+    asked = asked_of(model)
+    with pytest.raises(ValueError, match=r"<= 4 \[patches.* got side=8.* Pass side=2, stride=1"):
+        attribution.occlusion(model, [asked])
+    assert attribution.occlusion(model, [asked], side=2, stride=1)["two"].values.shape[1] == 4
 
 
 @pytest.mark.parametrize("build", EACH)
@@ -313,7 +321,7 @@ def test_answers_without_a_field_are_refused(
     for wrong in ({"steps": 0}, {"cell": 0}, {"tolerance": 0}):
         with pytest.raises(ValueError, match="steps must be from 1 to most_steps"):
             attribution.integrated_gradients(model, clear, **wrong)
-    with pytest.raises(ValueError, match="squares must cover the pictures"):
+    with pytest.raises(ValueError, match=r"\[pixels\]; got side=4, stride=5\. Pass side=8, str"):
         attribution.occlusion(model, clear, side=4, stride=5)
     bare = Asked(clear[0].encoded, clear[0].tokens, clear[0].said)
     with pytest.raises(ValueError, match="held against black ones"):

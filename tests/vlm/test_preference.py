@@ -22,6 +22,7 @@ from medkit.data.reports import ReportDataModule
 from medkit.record.ledger import Ledger
 from medkit.synth.reports import make_studies, write_reports
 from medkit.trainer import keyed, stable_trainer, start_run
+from medkit.vlm.model import LitVLM
 from medkit.vlm.preference import LitDPO, answer_logprobs, dpo_losses
 from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
 from tests.vlm.test_model import Stop
@@ -154,3 +155,18 @@ def test_what_would_move_the_reference_is_refused(tmp_path: Path) -> None:
         made(lora={"groups": ["llm"], "full": ["aligner"]})
     with pytest.raises(ValueError, match="beta must be above 0"):
         made(beta=0.0)
+
+
+def test_batches_of_the_other_kind_are_refused_and_the_argument_named(
+    dm: ReportDataModule,
+) -> None:
+    plain = ReportDataModule(dm.source, ChatEncoder(TOKENIZER, tutorial_pictures), batch_size=8)
+    plain.setup()
+    pairs, one = (next(iter(of.train_dataloader())) for of in (dm, plain))
+    with pytest.raises(ValueError, match=r"must be pairs.*got one with .*pairs=True"):
+        made().training_step(one, 0)
+    with keys.globals_keyed(0, "init", "fit"):
+        lit = LitVLM(**SMALL)
+    for step in (lit.training_step, lit.validation_step):
+        with pytest.raises(ValueError, match=r"LitVLM learns from .*got a batch of.*pairs=False"):
+            step(pairs, 0)
