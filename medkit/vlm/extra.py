@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from types import ModuleType
 
@@ -16,6 +17,7 @@ def require(name: str) -> ModuleType:
     Raises:
         ModuleNotFoundError: Where it is not installed; the message names the extra.
     """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -26,3 +28,13 @@ def require(name: str) -> ModuleType:
             f"pip install 'medkit[{_EXTRAS.get(name, 'vlm')}]'.",
             name=name,
         ) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it is anything but that a kernel is missing.
+
+    PEFT imports bitsandbytes wherever it is installed, which then warns in every process without
+    any four-bit weight. The kit never calls that kernel: it has no gradient
+    (:func:`~medkit.vlm.quantised.keep_trainable`).
+    """
+    return "gemm_4bit_forward from kernels-community" not in record.getMessage()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ pytest.importorskip("peft", reason="the extra vlm is not installed")
 
 from medkit.data.encoded import padded
 from medkit.vlm.adapters import Adapters, merged
+from medkit.vlm.extra import require
 from medkit.vlm.groups import groups_of, linear_layers
 from medkit.vlm.model import LitVLM
 from medkit.vlm.tutorial import tutorial_model
@@ -140,3 +142,13 @@ def test_wrong_settings_are_refused() -> None:
         Adapters(groups=("language",))
     with pytest.raises(ValueError, match="a lora_rank of 1 or more"):
         Adapters(lora_rank=0)
+
+
+def test_bitsandbytes_is_quiet_about_a_kernel_that_is_not_used_and_about_that_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    require("peft")
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "none")
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
