@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -15,14 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medkit import keyed as keys
-from medkit.data import splits
 from medkit.data.batches import Batch
-from medkit.data.candidate_files import find_candidates
+from medkit.data.candidate_patches import SIZE, SPACING_MM, count_lost, patches_of
 from medkit.data.ct_augment import another_scanner, symmetries
-from medkit.data.hu_reference import Harmonisation, correction, fit_sites
-from medkit.data.nodule_split import require_each_site, split_candidates
-from medkit.data.patch_store import PatchStore, cut_patches, is_patches, open_patches
+from medkit.data.hu_reference import Harmonisation, fit_sites, measured_correction
+from medkit.data.nodule_split import require_each_site, split_candidates, watched
+from medkit.data.patch_store import PatchStore
 from medkit.data.preprocessing import digest_ids
 from medkit.data.splits import PARTS, Split
 from medkit.data.table_loader import TableLoader
@@ -45,9 +41,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "harmonise": ("reference", "site", "none"),
 }
 EVAL_BATCH = 128
-_SPACING_MM, _SIZE = 1.0, 24
 _MOST_LOST = 0.05
-_log = logging.getLogger(__name__)
 
 
 class NoduleDataModule(pl.LightningDataModule):
@@ -108,8 +102,8 @@ class NoduleDataModule(pl.LightningDataModule):
         val_fraction: float = 0.3,
         test_fraction: float = 0.0,
         split_seed: int = 0,
-        spacing_mm: float = _SPACING_MM,
-        size: int = _SIZE,
+        spacing_mm: float = SPACING_MM,
+        size: int = SIZE,
         window_hu: Sequence[float] | None = (-1000.0, 400.0),
         harmonise: str = "reference",
         draws: str = "half positive",
@@ -178,14 +172,16 @@ class NoduleDataModule(pl.LightningDataModule):
         if self._fields is not None:
             return
         h = self.hparams
-        store = self._store()
+        of_patches = ("images_dir", "annotations_csv", "spacing_mm", "size", "cache_dir", "reader")
+        store = patches_of(h["candidates"], **{name: h[name] for name in of_patches})
         table = store.table
         y, site = table["y"].to_numpy(np.int64), table["site"].to_numpy().astype(str)
         patient = table["patient"].to_numpy().astype(str)
-        self._count_lost(table["problem"])
+        self.lost = count_lost(table["problem"], most=h["max_lost"])
         names = ("test_site", "val_fraction", "test_fraction", "split_seed")
         split = split_candidates(table, **{name: h[name] for name in names})
-        split = replace(split, val=self._watched(split.val, y))
+        val = watched(split.val, y, most=h["val_negatives"], split_seed=h["split_seed"])
+        split = replace(split, val=val)
         self.sites = sorted(set(site.tolist()))
         self.digests = {name: digest_ids(patient[split.part(name)]) for name in PARTS}
         self.prior = float(y[split.train].mean())
@@ -331,64 +327,6 @@ class NoduleDataModule(pl.LightningDataModule):
             sites, fitted_on = state_dict["harmonisation"]
             self.harmonisation = Harmonisation({k: tuple(v) for k, v in sites.items()}, fitted_on)
 
-    def _store(self) -> PatchStore:
-        h, path = self.hparams, Path(self.hparams["candidates"])
-        if is_patches(path) or (path.is_dir() and h["images_dir"] is None):
-            return self._opened(path)
-        table = path / "candidates.csv" if path.is_dir() else path
-        if h["images_dir"] is None or not table.is_file():
-            raise ValueError(
-                "candidates must be a folder of patches, or a table (a folder with a "
-                f"candidates.csv) with images_dir=, the folder of its series; got {path} and "
-                f"images_dir={h['images_dir']}. Pass one of both."
-            )
-        files = find_candidates(table, h["images_dir"], annotations_csv=h["annotations_csv"])
-        return cut_patches(
-            files, spacing_mm=h["spacing_mm"], size=h["size"], cache_dir=h["cache_dir"],
-            reader=h["reader"],
-        )  # fmt: skip
-
-    def _opened(self, folder: Path) -> PatchStore:
-        """Open a folder of patches; refuse settings that only count where patches are cut."""
-        h = self.hparams
-        of_cutting = ("images_dir", "annotations_csv", "reader")
-        given = [name for name in of_cutting if h[name]]
-        spacing = None if h["spacing_mm"] == _SPACING_MM else h["spacing_mm"]
-        store = open_patches(folder, spacing_mm=spacing)
-        size = store.volume_hu.shape[1]
-        if h["size"] not in (_SIZE, size):
-            given.append("size")
-        if given:
-            raise ValueError(
-                f"{folder} holds patches that are cut already, of {size} voxels along an axis, and "
-                f"{', '.join(given)} would change nothing. Leave it out, or pass the "
-                "candidates.csv that they are cut from with images_dir=."
-            )
-        return store
-
-    def _watched(self, rows: splits.Rows, y: NDArray[np.int64]) -> splits.Rows:
-        """Return the validation rows that are looked at: all positives, so many negatives."""
-        most = self.hparams["val_negatives"]
-        negative = rows[y[rows] == 0]
-        if most is None or len(negative) <= most:
-            return rows
-        draw = keys.generator(self.hparams["split_seed"], "watched")
-        kept = draw.permutation(negative)[:most]
-        return np.sort(np.concatenate([rows[y[rows] == 1], kept]))
-
-    def _count_lost(self, problem: Any) -> None:
-        reasons = problem[problem != ""]
-        self.lost = {str(k): int(v) for k, v in reasons.value_counts().items()}
-        share = len(reasons) / max(len(problem), 1)
-        if share > self.hparams["max_lost"]:
-            raise ValueError(
-                f"at most {self.hparams['max_lost']:.0%} of the candidates may be left out, and "
-                f"{len(reasons)} of {len(problem)} would be: {self.lost}. Mend their series, or "
-                "raise max_lost."
-            )
-        if self.lost:
-            _log.warning("%d of %d candidates left out: %s", len(reasons), len(problem), self.lost)
-
     def _corrected(
         self, store: PatchStore, site: NDArray[np.str_], train: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
@@ -396,17 +334,7 @@ class NoduleDataModule(pl.LightningDataModule):
         count = len(store.table)
         scale, offset = np.ones(count), np.zeros(count)
         if self.harmonise == "reference":
-            if not {"air_hu", "muscle_hu"} <= {*store.table}:
-                raise ValueError(
-                    'harmonise="reference" needs columns air_hu and muscle_hu, means measured in '
-                    "each exam's windpipe and muscle, and the table has none. Add them, or pass "
-                    'harmonise="site" or "none".'
-                )
-            measured = (store.table[n].to_numpy(np.float64) for n in ("air_hu", "muscle_hu"))
-            scale, offset = correction(*measured)
-            unknown = int(((scale == 1) & (offset == 0)).sum())
-            if unknown:
-                _log.warning("%d candidates without air and muscle stay as they are", unknown)
+            scale, offset = measured_correction(store.table)
         elif self.harmonise == "site":
             if self.harmonisation is None:  # else from a checkpoint
                 self.harmonisation = fit_sites(

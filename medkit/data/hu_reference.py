@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["AIR_HU", "MUSCLE_HU", "Harmonisation", "correction", "fit_sites"]
+__all__ = [
+    *("AIR_HU", "MUSCLE_HU", "Harmonisation", "correction", "fit_sites", "measured_correction"),
+]
 
+_log = logging.getLogger(__name__)
 AIR_HU, MUSCLE_HU = -970.0, 50.0  # what windpipe and muscle truly have
 
 
@@ -80,3 +85,25 @@ def fit_sites(
         scale = (high - low) / (own_high - own_low) if own_high > own_low else 1.0
         sites[name] = (float(scale), float(low - own_low * scale))
     return Harmonisation(sites, fitted_on)
+
+
+def measured_correction(
+    table: pd.DataFrame,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each row's scale and offset by its exam's own air and muscle.
+
+    Raises:
+        ValueError: For a table without the columns ``air_hu`` and ``muscle_hu``.
+    """
+    if not {"air_hu", "muscle_hu"} <= {*table}:
+        raise ValueError(
+            'harmonise="reference" needs columns air_hu and muscle_hu, means measured in '
+            "each exam's windpipe and muscle, and the table has none. Add them, or pass "
+            'harmonise="site" or "none".'
+        )
+    air, muscle = (table[name].to_numpy(np.float64) for name in ("air_hu", "muscle_hu"))
+    scale, offset = correction(air, muscle)
+    unknown = int(((scale == 1) & (offset == 0)).sum())
+    if unknown:
+        _log.warning("%d candidates without air and muscle stay as they are", unknown)
+    return scale, offset

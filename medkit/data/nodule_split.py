@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from medkit import keyed
 from medkit.data import splits
 from medkit.data.splits import PARTS, Split
 
-__all__ = ["require_each_site", "split_candidates"]
+__all__ = ["require_each_site", "split_candidates", "watched"]
 
 _log = logging.getLogger(__name__)
 
@@ -110,3 +112,14 @@ def require_each_site(table: pd.DataFrame, split: Split, *, val_fraction: float)
             f"With val_fraction={val_fraction:g} a site needs {math.ceil(1 / val_fraction)} at "
             "least: add patients, leave the site out, or take a larger val_fraction."
         )
+
+
+def watched(
+    rows: splits.Rows, y: NDArray[np.int64], *, most: int | None, split_seed: int
+) -> splits.Rows:
+    """Return the validation rows that are looked at: all positives, ``most`` negatives."""
+    negative = rows[y[rows] == 0]
+    if most is None or len(negative) <= most:
+        return rows
+    kept = keyed.generator(split_seed, "watched").permutation(negative)[:most]
+    return np.sort(np.concatenate([rows[y[rows] == 1], kept]))

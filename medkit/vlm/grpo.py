@@ -18,7 +18,7 @@ from medkit.data.encoded import IGNORED, Encoded, padded
 from medkit.vlm.means import Means
 from medkit.vlm.model import LitVLM, given, token_logprobs
 from medkit.vlm.sampling import Sampler
-from medkit.vlm.settings import mapping
+from medkit.vlm.settings import adapters_alone
 
 __all__ = ["LitGRPO", "advantages_of", "policy_loss"]
 
@@ -134,12 +134,7 @@ class LitGRPO(LitVLM):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
     ) -> None:
-        lora = mapping(lora, "lora")
-        if lora.get("full"):
-            raise ValueError(
-                "the reference is the model without its adapters, so nothing else may be trained; "
-                f"lora's full names {lora['full']}. Leave it out."
-            )
+        lora = adapters_alone(lora)
         if group < 2 or reuse < 1 or beta < 0 or not 0 < epsilon < 1:
             raise ValueError(
                 "a group needs 2 answers or more, reuse 1 step or more, beta 0 or more and epsilon "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medkit.vlm.means import Means
 from medkit.vlm.model import LitVLM, given, token_logprobs
-from medkit.vlm.settings import mapping
+from medkit.vlm.settings import adapters_alone
 
 __all__ = ["LitDPO", "answer_logprobs", "dpo_losses"]
 
@@ -107,12 +107,7 @@ class LitDPO(LitVLM):
         weight_decay: float = 0.05,
         warmup: float = 0.1,
     ) -> None:
-        lora = mapping(lora, "lora")
-        if lora.get("full"):
-            raise ValueError(
-                "the reference is the model without its adapters, so nothing else may be trained; "
-                f"lora's full names {lora['full']}. Leave it out."
-            )
+        lora = adapters_alone(lora)
         if not beta > 0 or not 0 <= label_smoothing < 0.5 or rpo_alpha < 0:
             raise ValueError(
                 "beta must be above 0, rpo_alpha not below, label_smoothing from 0 to below 0.5; "

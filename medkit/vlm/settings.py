@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-__all__ = ["mapping", "require_flags"]
+__all__ = ["adapters_alone", "mapping", "require_flags"]
 
 
 def mapping(settings: object, name: str) -> dict[str, Any]:
@@ -24,6 +24,21 @@ def mapping(settings: object, name: str) -> dict[str, Any]:
             + (f"Write {name}={example}." if example else f"Write {name}={{key: value}}.")
         )
     return dict(settings)
+
+
+def adapters_alone(lora: object) -> dict[str, Any]:
+    """Return the settings of adapters that are all that is trained.
+
+    Raises:
+        ValueError: Where parts are trained in full beside them.
+    """
+    found = mapping(lora, "lora")
+    if found.get("full"):
+        raise ValueError(
+            "the reference is the model without its adapters, so nothing else may be trained; "
+            f"lora's full names {found['full']}. Leave it out."
+        )
+    return found
 
 
 def require_flags(settings: Any) -> None:
