@@ -4,6 +4,10 @@
 layers of these names, and ms-swift's freeze flags say nothing to a list. Here a group's linear
 layers are looked up, and each is named to PEFT as a whole.
 
+Adapters move no BatchNorm: one that is frozen keeps the mean and spread of the scanner it was
+trained on, so a vision part of convolutions stays half blind to another one's pictures, wherever
+its adapters lead. ``norms`` trains them beside the adapters; their weights are few.
+
 LoRA is Hu et al. 2021, DoRA Liu et al. 2024, QLoRA Dettmers et al. 2023.
 """
 
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from medkit.vlm.extra import require
-from medkit.vlm.groups import GROUPS, groups_of, linear_layers, without
+from medkit.vlm.groups import GROUPS, groups_of, linear_layers, norm_layers, without
 from medkit.vlm.quantised import Quantised, dequantised, keep_trainable
 from medkit.vlm.settings import require_flags
 
@@ -31,6 +35,7 @@ class Adapters:
     Attributes:
         groups: Whose linear layers get an adapter.
         convolutions: Give their convolutions one too: a conv stem has nothing else.
+        norms: Train their norms' own weights beside; those that keep means keep new ones.
         lora_rank: Of the two matrices.
         lora_alpha: What is learnt is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: Before the first matrix.
@@ -44,6 +49,7 @@ class Adapters:
 
     groups: tuple[str, ...] = ("vision", "aligner", "llm")
     convolutions: bool = False
+    norms: bool = False
     lora_rank: int = 8
     lora_alpha: int = 32
     lora_dropout: float = 0.05
@@ -96,12 +102,12 @@ class Adapters:
     def add_to(
         self, model: nn.Module, prefixes: Mapping[str, Sequence[str]] | None = None
     ) -> nn.Module:
-        """Return the model with adapters, which are trained, as is what ``full`` names.
+        """Return the model with adapters, which are trained, as is what ``full`` and norms name.
 
         Weights are quantised before. Four-bit layers, whoever made them, are kept trainable.
 
         Raises:
-            ValueError: Where a target or a name to skip fits nothing.
+            ValueError: Where a target or a name to skip fits nothing, or there are no norms.
         """
         peft = require("peft")
         groups = groups_of(model, prefixes)
@@ -115,7 +121,13 @@ class Adapters:
                 )
         if self.targets:
             names = [name for name in names if name.split(".")[-1] in self.targets]
-        names = without(names, self.skip)
+        norms = norm_layers(model, self.groups, prefixes) if self.norms else []
+        if self.norms and not norms:
+            raise ValueError(
+                f"norms asks for norms to train, and {self.groups} have none. Leave it out, or "
+                "name more groups."
+            )
+        kept = set(without([*names, *norms], self.skip))
         self.quantised.apply_to(model, prefixes)
         keep_trainable(model)
         config = peft.LoraConfig(
@@ -123,11 +135,13 @@ class Adapters:
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             use_dora=self.use_dora,
-            target_modules=names,
+            target_modules=[name for name in names if name in kept],
         )
         adapted: nn.Module = peft.get_peft_model(model, config)
+        moving = kept & set(norms)
         for name, value in adapted.named_parameters():
-            if groups.get(name.removeprefix("base_model.model.")) in self.full:
+            bare = name.removeprefix("base_model.model.")
+            if groups.get(bare) in self.full or bare.rpartition(".")[0] in moving:
                 value.requires_grad_(True)
         return adapted
 

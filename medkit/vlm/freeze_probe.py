@@ -32,7 +32,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "vision": {"freeze": {"freeze_aligner": True, "freeze_llm": True}},
     "aligner": {"freeze": {"freeze_vit": True, "freeze_llm": True}},
     "llm": {"freeze": {"freeze_vit": True, "freeze_aligner": True}},
-    "LoRA everywhere": {"lora": {"convolutions": True}},
+    "LoRA everywhere": {"lora": {"convolutions": True, "norms": True}},
     "LoRA llm": {"lora": {"groups": ["llm"]}},
 }
 """Name -> ``freeze`` or ``lora`` of :class:`~medkit.vlm.model.LitVLM`."""

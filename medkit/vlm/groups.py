@@ -19,7 +19,9 @@ from torch import nn
 from medkit.vlm.settings import require_flags
 from medkit.vlm.sharding import whole
 
-__all__ = ["GROUPS", "FreezePolicy", "Frozen", "groups_of", "linear_layers", "without"]
+__all__ = [
+    *("GROUPS", "FreezePolicy", "Frozen", "groups_of", "linear_layers", "norm_layers", "without")
+]
 
 GROUPS: Mapping[str, tuple[str, ...]] = {  # the first that fits; aligners lie inside vision parts
     "aligner": (
@@ -92,6 +94,18 @@ def linear_layers(
         and not isinstance(module, read_only)
         and of.get(f"{name}.weight") in groups
         and name.split(".")[-1] != "lm_head"
+    ]
+
+
+def norm_layers(
+    model: nn.Module, groups: Sequence[str], prefixes: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Return the names of the norms of some groups: layers with weights of a class named so."""
+    of = groups_of(model, prefixes)
+    return [
+        name
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and of.get(f"{name}.weight") in groups
     ]
 
 

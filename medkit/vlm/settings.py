@@ -33,10 +33,11 @@ def adapters_alone(lora: object) -> dict[str, Any]:
         ValueError: Where parts are trained in full beside them.
     """
     found = mapping(lora, "lora")
-    if found.get("full"):
+    beside = {key: found[key] for key in ("full", "norms") if found.get(key)}
+    if beside:
         raise ValueError(
             "the reference is the model without its adapters, so nothing else may be trained; "
-            f"lora's full names {found['full']}. Leave it out."
+            f"lora has {beside}. Leave it out."
         )
     return found
 

@@ -108,6 +108,75 @@ def test_convolutions_get_one_where_it_is_asked_for(dora: bool) -> None:
     assert len(linear_layers(plain, ["vision"], convolutions=True)) == 4
 
 
+@pytest.mark.parametrize("build", EACH)
+def test_norms_are_trained_beside_them_in_their_group_alone(build: Build) -> None:
+    with_norms = Adapters(groups=("llm",), norms=True).add_to(build())
+    bare = Adapters(groups=("llm",)).add_to(build())
+    before, of = dict(bare.named_parameters()), groups_of(with_norms)
+    more = {
+        name
+        for name, value in with_norms.named_parameters()
+        if value.requires_grad and not before[name].requires_grad
+    }
+    norms = {n for n in before if n.rpartition(".")[0].endswith("norm") and of[n] == "llm"}
+    assert norms <= more
+    assert {of[name] for name in more} == {"llm"}
+    assert all(before[name].ndim == 1 for name in more)
+
+
+def stem_of(lit: LitVLM) -> Any:
+    return lit.model.get_base_model().model.vision_tower.layers
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_what_a_norm_keeps_of_pictures_moves_with_norms_alone_and_is_in_the_checkpoint(
+    norms: bool,
+) -> None:
+    lora = {"groups": ["vision"], "convolutions": True, "norms": norms}
+    lit = LitVLM("medkit.vlm.tutorial:tutorial_model", {"vocabulary": 32}, lora=lora)
+    lit.frozen.set_modes()
+    before = {name: value.clone() for name, value in stem_of(lit).named_buffers()}
+    digest = lit.frozen.digest()
+    stem_of(lit)(torch.rand(4, 1, 64, 64))
+    moved = {n for n, value in stem_of(lit).named_buffers() if not torch.equal(value, before[n])}
+    assert moved == (set(before) if norms else set())
+    assert lit.frozen.digest() == digest
+    checkpoint: dict[str, Any] = {"state_dict": lit.state_dict()}
+    lit.on_save_checkpoint(checkpoint)
+    kept = {name for name in checkpoint["state_dict"] if "running_mean" in name}
+    assert len(kept) == (4 if norms else 0)
+
+
+def test_norms_to_skip_stay_and_none_at_all_is_an_error() -> None:
+    stem = "model.vision_tower.layers"
+    own = Adapters(groups=("vision",), convolutions=True, norms=True, skip=(f"{stem}.1",))
+    adapted = own.add_to(tutorial_model(vocabulary=32))
+    trained = {n for n, v in adapted.named_parameters() if v.requires_grad and "lora" not in n}
+    assert {name.removeprefix("base_model.model.").rpartition(".")[0] for name in trained} == {
+        f"{stem}.{at}" for at in (4, 7, 10)
+    }
+    with pytest.raises(ValueError, match=r"norms asks for norms to train, and \('aligner',\)"):
+        Adapters(groups=("aligner",), norms=True).add_to(tutorial_model(vocabulary=32))
+
+
+def test_adapters_and_norms_are_merged_into_the_model_that_was_trained() -> None:
+    torch.manual_seed(0)
+    pixels = torch.rand(2, 1, 64, 64)
+    own = Adapters(groups=("vision",), convolutions=True, norms=True, lora_dropout=0.0)
+    stem = lambda m: m.get_image_features(pixel_values=pixels).last_hidden_state  # noqa: E731
+    model = tutorial_model(vocabulary=32).eval()
+    bare = stem(model)
+    adapted = own.add_to(model)
+    drawn(adapted)
+    adapted.train()
+    stem(adapted)  # the norms see pictures
+    plain, error = merged(adapted, stem)
+    assert error <= 1e-6
+    assert (stem(plain) - bare).abs().max() > 1e-2
+    norm = plain.get_submodule("model.vision_tower.layers.1")
+    assert norm.running_mean.abs().max() > 0
+
+
 def test_a_group_can_be_trained_in_full_beside_them() -> None:
     adapted = Adapters(groups=("llm",), full=("aligner",)).add_to(llava())
     of = groups_of(adapted)

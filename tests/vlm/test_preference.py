@@ -151,8 +151,9 @@ def test_a_conversation_without_a_rejected_answer_is_refused() -> None:
 
 
 def test_what_would_move_the_reference_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the reference is the model without its adapters"):
-        made(lora={"groups": ["llm"], "full": ["aligner"]})
+    for beside in ({"full": ["aligner"]}, {"norms": True}):
+        with pytest.raises(ValueError, match=r"the reference is the model without its adapters"):
+            made(lora={"groups": ["llm"], **beside})
     with pytest.raises(ValueError, match="beta must be above 0"):
         made(beta=0.0)
 
