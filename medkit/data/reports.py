@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -24,7 +24,6 @@ from medkit.data.splits import Split
 
 __all__ = ["ReportDataModule", "ReportDataset"]
 
-_log = logging.getLogger(__name__)
 _PACKING_LENGTH = 512  # the mask of a row grows with its square: 1,024 are slower
 
 
@@ -102,7 +101,8 @@ class ReportDataModule(pl.LightningDataModule):
     With ``packing``, which conversations are in a batch is chosen so that they fill rows of
     ``packing_length`` tokens. The batch looks as any other, so what takes single conversations out
     of it still does, and says that it is to be packed, which LitVLM does; :attr:`plan` says what
-    that saves, and what "auto" does, from :meth:`setup` on. Validation and test are never packed.
+    that saves, from :meth:`setup` on, and is shown with what is done as a fit begins. Validation
+    and test are never packed.
 
     Args:
         conversations: JSONL (:func:`~medkit.data.conversations.read_conversations`), or what was
@@ -229,7 +229,7 @@ class ReportDataModule(pl.LightningDataModule):
         self.plan = self.plan or self._planned()
         lengths, longest = self._lengths(), self.plan.longest
         packs = self.packing is True or (self.packing == "auto" and self.plan.worth_it)
-        _log.log(logging.WARNING if packs and not self.plan.worth_it else logging.INFO, self.plan)
+        rank_zero_info(f"{'packed' if packs else 'sorted by length'}: {self.plan}")
         if packs:
             batches = PackedBatches(lengths, longest=longest, batch_size=self.batch_size)
             return self._loader("train", batches=batches, packing_length=longest)

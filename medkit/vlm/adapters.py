@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from medkit.vlm.extra import require
 from medkit.vlm.groups import GROUPS, groups_of, linear_layers, norm_layers, without
 from medkit.vlm.quantised import Quantised, dequantised, keep_trainable
-from medkit.vlm.settings import require_flags
+from medkit.vlm.settings import require_flags, require_known
 
 __all__ = ["Adapters", "merged"]
 
@@ -86,13 +86,7 @@ class Adapters:
             ValueError: For a key that is not known.
         """
         own = [name for name in cls.__dataclass_fields__ if name != "quantised"]
-        keys = [*own, *Quantised.__dataclass_fields__]
-        unknown = sorted(set(settings) - set(keys))
-        if unknown:
-            raise ValueError(
-                f"adapters have the keys {keys}, as ms-swift's where these mean the same; found "
-                f"{unknown}. Spell them alike."
-            )
+        require_known(settings, [*own, *Quantised.__dataclass_fields__], "lora")
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medkit.vlm.extra import require
 from medkit.vlm.groups import linear_layers
+from medkit.vlm.settings import require_known
 
 __all__ = ["GaLore"]
 
@@ -58,12 +59,7 @@ class GaLore:
         Raises:
             ValueError: For a key that is not known.
         """
-        unknown = sorted(set(settings) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(
-                f"GaLore has the keys {list(cls.__dataclass_fields__)}, as ms-swift's; found "
-                f"{unknown}. Spell them alike."
-            )
+        require_known(settings, list(cls.__dataclass_fields__), "galore")
         return cls(**settings)
 
     def projected(

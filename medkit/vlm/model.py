@@ -19,7 +19,7 @@ from medkit.vlm.adapters import Adapters
 from medkit.vlm.galore import GaLore
 from medkit.vlm.groups import FreezePolicy, Frozen, groups_of
 from medkit.vlm.packs import packed_for, require_exact_packing
-from medkit.vlm.settings import mapping
+from medkit.vlm.settings import mapping, require_known
 from medkit.vlm.sharding import shard
 
 __all__ = ["LitVLM", "given", "loss_sum", "token_logprobs"]
@@ -293,13 +293,7 @@ def _refuse_pairs(lit: LitVLM, batch: Inputs) -> None:
 
 
 def _policy(freeze: Mapping[str, Any]) -> FreezePolicy:
-    known = FreezePolicy.__dataclass_fields__
-    unknown = sorted(set(freeze) - set(known))
-    if unknown:
-        raise ValueError(
-            f"freeze must have keys of {list(known)}, as ms-swift's; found {unknown}. Spell them "
-            "alike."
-        )
+    require_known(freeze, list(FreezePolicy.__dataclass_fields__), "freeze")
     several = ("freeze_parameters", "trainable_parameters")
     settings: dict[str, Any] = {k: tuple(v) if k in several else v for k, v in freeze.items()}
     return FreezePolicy(**settings)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-__all__ = ["adapters_alone", "mapping", "require_flags"]
+__all__ = ["adapters_alone", "mapping", "require_flags", "require_known"]
 
 
 def mapping(settings: object, name: str) -> dict[str, Any]:
@@ -55,3 +55,17 @@ def require_flags(settings: Any) -> None:
                 f"{one.name} must be True or False, got {value!r}. Write it without quotes: text "
                 "counts as true whatever it says."
             )
+
+
+def require_known(settings: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Refuse keys that are not known: a misspelt one would change nothing.
+
+    Raises:
+        ValueError: With them and all that are known.
+    """
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{what} has the keys {list(known)}, as ms-swift's where these mean the same; found "
+            f"{unknown}. Spell them alike."
+        )

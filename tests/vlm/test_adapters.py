@@ -203,7 +203,7 @@ def test_a_module_trains_them_and_keeps_little() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"adapters have the keys .*found \['rank'\]"):
+    with pytest.raises(ValueError, match=r"lora has the keys .*found \['rank'\]"):
         Adapters.of({"rank": 4})
     with pytest.raises(ValueError, match="Name each once"):
         Adapters(groups=("llm",), full=("llm",))

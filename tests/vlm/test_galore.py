@@ -81,7 +81,7 @@ def test_a_fit_that_is_resumed_is_the_same_to_the_bit(path: Path, tmp_path: Path
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"GaLore has the keys .*found \['rank'\]"):
+    with pytest.raises(ValueError, match=r"galore has the keys .*found \['rank'\]"):
         GaLore.of({"rank": 4})
     with pytest.raises(ValueError, match="GaLore needs a galore_rank"):
         GaLore(galore_rank=0)

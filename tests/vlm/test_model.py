@@ -136,7 +136,7 @@ def test_each_group_has_its_rate_and_a_wrong_key_is_refused() -> None:
     optimizer = lit.configure_optimizers()
     rates = {group["lr"] for group in optimizer.param_groups}  # type: ignore[union-attr]
     assert rates == {1e-3, 1e-4}
-    with pytest.raises(ValueError, match=r"freeze must have keys of.*found \['freeze_vision'\]"):
+    with pytest.raises(ValueError, match=r"freeze has the keys .*found \['freeze_vision'\]"):
         LitVLM(**SMALL, freeze={"freeze_vision": True})
 
 

@@ -174,7 +174,7 @@ def test_wrong_settings_are_refused() -> None:
         Adapters.of({"quant_bits": 4, "quant_method": "gptq"})
     with pytest.raises(ValueError, match="what is trained as a whole cannot be in four bits"):
         Adapters.of({"groups": ["vision"], "full": ["llm"], "quant_bits": 4})
-    with pytest.raises(ValueError, match=r"adapters have the keys .*found \['quant_bit'\]"):
+    with pytest.raises(ValueError, match=r"lora has the keys .*found \['quant_bit'\]"):
         Adapters.of({"quant_bit": 4})
 
 
