@@ -99,7 +99,7 @@ class LitGRPO(LitVLM):
     Args:
         model: As LitVLM's.
         model_args: As LitVLM's.
-        lora: Keys of :class:`~medkit.vlm.adapters.Adapters`, without ``full``.
+        lora: As LitDPO's.
         group: Answers a question.
         beta: Weight of the distance from the reference.
         epsilon: Of the clipping.

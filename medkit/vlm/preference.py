@@ -72,8 +72,8 @@ class LitDPO(LitVLM):
     Args:
         model: As LitVLM's.
         model_args: As LitVLM's.
-        lora: Keys of :class:`~medkit.vlm.adapters.Adapters`; what its ``full`` names would move
-            the reference.
+        lora: Keys of :class:`~medkit.vlm.adapters.Adapters`, without ``full`` and ``norms``, which
+            would move the reference; no dropout unless ``lora_dropout`` says so.
         beta: Of the loss.
         rpo_alpha: Weight of the chosen answers' own loss per token; 0: none. With 1, answers of a
             few tokens are held only just, and ``CollapseGuard``'s default limit ends such runs.

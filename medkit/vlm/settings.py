@@ -27,7 +27,9 @@ def mapping(settings: object, name: str) -> dict[str, Any]:
 
 
 def adapters_alone(lora: object) -> dict[str, Any]:
-    """Return the settings of adapters that are all that is trained.
+    """Return the settings of adapters that are all that is trained, without dropout by default.
+
+    The reference has none: dropout would lower the trained model's likelihoods beside it.
 
     Raises:
         ValueError: Where parts are trained in full beside them.
@@ -39,7 +41,7 @@ def adapters_alone(lora: object) -> dict[str, Any]:
             "the reference is the model without its adapters, so nothing else may be trained; "
             f"lora has {beside}. Leave it out."
         )
-    return found
+    return {"lora_dropout": 0.0, **found}
 
 
 def require_flags(settings: Any) -> None:

@@ -150,6 +150,12 @@ def test_a_conversation_without_a_rejected_answer_is_refused() -> None:
         dm.setup()
 
 
+@pytest.mark.parametrize("share", [None, 0.1])
+def test_adapters_have_no_dropout_unless_it_is_asked_for(share: float | None) -> None:
+    lit = made(lora={"groups": ["llm"]} | ({} if share is None else {"lora_dropout": share}))
+    assert lit.model.peft_config["default"].lora_dropout == (share or 0.0)
+
+
 def test_what_would_move_the_reference_is_refused(tmp_path: Path) -> None:
     for beside in ({"full": ["aligner"]}, {"norms": True}):
         with pytest.raises(ValueError, match=r"the reference is the model without its adapters"):
