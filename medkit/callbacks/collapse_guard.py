@@ -79,7 +79,7 @@ class Limit:
 
 
 COLLAPSE = (
-    Limit("step/chosen_logprob", at_least=_TWENTIETH, batches=4,
+    Limit("step/chosen_logprob", at_least=_TWENTIETH, batches=8,
           reason="a token of the preferred answers is a twentieth less likely than it was"),
     Limit("step/diversity", at_least=0.5, reason="half as many different answers as true ones"),
     Limit("step/diversity", at_most=2.0, reason="twice as many different answers as true ones"),

@@ -1,8 +1,9 @@
 """Which parts to train on a new scanner's pictures: ask by a few short runs, not by habit.
 
 Adapters on the language model alone, the usual default, cannot mend what the vision part no longer
-sees: on made-up slices of another scanner they reached .07 exact answers where training the vision
-part reached .80. Every policy also forgets the old scanner, unless its pictures are rehearsed.
+sees: on made-up slices of another scanner they reached .15 exact answers where training the vision
+part reached .79, and adapters everywhere .81 with the norms trained beside them, .60 without. Every
+policy also forgets the old scanner, unless its pictures are rehearsed.
 """
 
 from __future__ import annotations
