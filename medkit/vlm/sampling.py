@@ -1,13 +1,14 @@
-"""How answers are drawn: Hugging Face's ``generate``, or anything that is called alike."""
+"""How answers are drawn: Hugging Face's ``generate``, vLLM, or anything that is called alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medkit import keyed
 from medkit.data.encoded import Encoded, given, padded
@@ -16,7 +17,7 @@ __all__ = ["HFSampler", "Sampler"]
 
 
 class Sampler(Protocol):
-    """Draws answers to questions; vLLM's engine, say, behind a function of this form."""
+    """Draws answers to questions; :class:`~medkit.vlm.vllm_sampling.VLLMSampler` is another."""
 
     def __call__(
         self, model: Any, prompts: Sequence[Encoded], *, seed: int, place: tuple[keyed.Place, ...]
@@ -55,20 +56,14 @@ class HFSampler:
     ) -> list[Tensor]:
         """Return the tokens of one answer a prompt; see :class:`Sampler`."""
         device = next(model.parameters()).device
-        modes = {module: module.training for module in model.modules()}
         out: list[Tensor] = []
-        try:
-            model.eval()
-            with torch.no_grad():
-                for first in range(0, len(prompts), self.batch_size):
-                    some = prompts[first : first + self.batch_size]
-                    batch = _ends_alike(some, self.tokenizer.pad_token_id)
-                    with keyed.globals_keyed(seed, "sample", *place, first):
-                        made = self._made(model, {k: v.to(device) for k, v in batch.items()})
-                    out += [self._ended(one) for one in made[:, batch["input_ids"].shape[1] :]]
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluating(model), torch.no_grad():
+            for first in range(0, len(prompts), self.batch_size):
+                some = prompts[first : first + self.batch_size]
+                batch = _ends_alike(some, self.tokenizer.pad_token_id)
+                with keyed.globals_keyed(seed, "sample", *place, first):
+                    made = self._made(model, {k: v.to(device) for k, v in batch.items()})
+                out += [self._ended(one) for one in made[:, batch["input_ids"].shape[1] :]]
         return out
 
     def _made(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -81,7 +76,7 @@ class HFSampler:
             top_k=0 if drawn else None,
             top_p=None,
             eos_token_id=self.tokenizer.eos_token_id,
-            suppress_tokens=_placeholders(model) or None,
+            suppress_tokens=placeholders(model) or None,
             logits_processor=[self.processor()] if self.processor else None,
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -93,7 +88,19 @@ class HFSampler:
         return answer[: int(ends[0, 0]) + 1] if len(ends) else answer
 
 
-def _placeholders(model: Any) -> list[int]:
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode, and each of its modules back in its own after it."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def placeholders(model: Any) -> list[int]:
     """Return tokens that stand for pictures: said in an answer, it could not be learnt from."""
     names = ("image_token_id", "image_token_index", "video_token_id")
     found = (getattr(model.config, name, None) for name in names)
