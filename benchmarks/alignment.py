@@ -2,15 +2,14 @@
 
 Everything starts from the half-trained sample model (data_samples/reports/sft_start, 500 steps and
 about .7 exact reports), on made-up studies of other patients, JSON reports and one rejected answer
-each, split by patient. Seeds are adapters, orders and draws. On pairs: LoRA of rank 64 on linear
-layers (this model is 128 wide), AdamW at a quarter of the rate of fine-tuning, clipped gradients,
-120 steps of 16 pairs. DPO with beta .1 as published collapses (of rank 8 at twice the rate it falls
-by .19; with the convolutions too by .39 in 150 steps, but there the guard ends 3 of 5 runs that
-have the chosen answers' term, while they are still unsteady); the same under
-``CollapseGuard``; DPO with the term of the chosen answers, which must not be stopped. On rewards:
-LoRA of rank 8, 16 questions x 8 answers, the kit's field reward, beside more fine-tuning; and a
-reward that can be gamed. The guard sees log-likelihoods and sampled answers to training questions.
-Held-out exact reports (greedy, free) are looked at by this script alone.
+each, split by patient. Seeds are adapters, orders and draws. On pairs: LoRA of rank 64 everywhere
+(this model is 128 wide), AdamW at a third of the rate of fine-tuning, which 24 steps lead up to,
+clipped gradients, 150 steps of 32 pairs. DPO with beta .1 as published collapses; the same under
+``CollapseGuard``; DPO with the term of the chosen answers, which must not be stopped. These
+settings and the guard's average of 8 batches were chosen on seeds 0 to 4; what is printed is of 5
+to 9. On rewards: LoRA of rank 8, 16 questions x 8 answers, the kit's field reward, beside more
+fine-tuning; and a reward that can be gamed. The guard sees log-likelihoods and sampled answers to
+training questions. Held-out exact reports (greedy, free) are looked at by this script alone.
 
 Intervals are over held-out patients, paired with the same model's start; those of several seeds are
 of the mean over seeds. CPU seconds are of one thread.
@@ -57,8 +56,9 @@ from medkit.vlm.tutorial import tutorial_pictures, tutorial_tokenizer
 
 TOKENIZER = tutorial_tokenizer(["a"], pieces=NODULE.pieces())
 LONGEST = 14  # tokens of an answer, and a few for one that does not end
-STEPS, PAIRS, LR, REWARDS_LR = 120, 16, 2.5e-4, 3e-4
-LORA = {"lora_rank": 64, "lora_alpha": 128}
+STEPS, PAIRS, LR, REWARDS_LR = 150, 32, 3.5e-4, 3e-4
+RISING = {"total_steps": 1200, "warmup": 0.02}  # then hardly falling: 150 steps of a long run
+LORA = {"convolutions": True, "lora_rank": 64, "lora_alpha": 128}
 ANCHOR = 5.0  # weight of the chosen answers' own loss per token; they have six
 FALL, DROP = 0.3, 0.1
 START = Path(__file__).resolve().parent.parent / "data_samples" / "reports" / "sft_start"
@@ -128,7 +128,7 @@ class Bench:
 
     def dpo(self, seed: int, rpo_alpha: float) -> LitDPO:
         with keyed.globals_keyed(seed, "init", "dpo"):
-            return LitDPO(*BASE, lora=LORA, rpo_alpha=rpo_alpha, lr=LR)
+            return LitDPO(*BASE, lora=LORA, rpo_alpha=rpo_alpha, lr=LR, **RISING)
 
     def grpo(self, seed: int, rewards: Rewards) -> LitGRPO:
         with keyed.globals_keyed(seed, "init", "grpo"):
@@ -169,8 +169,8 @@ def main() -> int:
         bench = Bench(Path(folder), *((700, 100) if quick else (2600, 600)))
         seeds = range(1) if quick else range(3)
         first_loss(report, bench)
-        collapse(report, bench, seeds)
-        healthy(report, bench, range(1) if quick else range(5))
+        collapse(report, bench, range(5, 6) if quick else range(5, 8))
+        healthy(report, bench, range(5, 6) if quick else range(5, 10))
         grouped(report, bench, seeds, steps=10 if quick else 60)
     report.note("losses against TRL's own, on the same log-likelihoods: tests/vlm/test_trl.py")
     return report.finish()
@@ -200,7 +200,7 @@ def collapse(report: Report, bench: Bench, seeds: Sequence[int]) -> None:
             report.figure(f"  dpo/seed{seed}/{name}", logged(lit, name))
         report.figure(f"  dpo/seed{seed}/valid", float(after.valid.mean()))
 
-        lit, look = bench.dpo(seed, 0.0), Look(bench, lambda step: 3 <= step <= 30)
+        lit, look = bench.dpo(seed, 0.0), Look(bench, lambda step: 8 <= step <= 40)
         probe, guard = watchers()
         bench.fit(lit, bench.pairs, seed, STEPS, probe, look, guard)
         if not guard.events:
@@ -234,7 +234,7 @@ def healthy(report: Report, bench: Bench, seeds: Sequence[int]) -> None:
         gains.append(after.exact - bench.before.exact.astype(float))
         text = f"accuracy {logged(lit, 'accuracy'):.2f}, {used:.0f} CPU s"
         report.figure(
-            f"  dpo+nll/seed{seed}/lowest_mean_of_4",
+            f"  dpo+nll/seed{seed}/lowest_mean_of_8",
             lowest.found,
             peers=f"limit {COLLAPSE[0].at_least}; {text}",
         )
@@ -243,14 +243,14 @@ def healthy(report: Report, bench: Bench, seeds: Sequence[int]) -> None:
 
 
 class Lowest(pl.Callback):
-    """The lowest mean of four that the guard will have seen."""
+    """The lowest mean of eight that the guard will have seen."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
 
     @property
     def found(self) -> float:
-        return float(np.convolve(self.seen, np.full(4, 1 / 4), "valid").min())
+        return float(np.convolve(self.seen, np.full(8, 1 / 8), "valid").min())
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.seen.append(float(trainer.callback_metrics["step/chosen_logprob"]))
