@@ -132,7 +132,7 @@ class Bench:
 
     def grpo(self, seed: int, rewards: Rewards) -> LitGRPO:
         with keyed.globals_keyed(seed, "init", "grpo"):
-            lit = LitGRPO(*BASE, lora={"lora_dropout": 0.0}, group=8, lr=REWARDS_LR)
+            lit = LitGRPO(*BASE, lora={}, group=8, lr=REWARDS_LR)
         return lit.use(rewards, HFSampler(TOKENIZER, LONGEST))
 
 

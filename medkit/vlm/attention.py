@@ -121,9 +121,11 @@ def _mean(model: Any, attentions: Any, layers: Sequence[int] | None) -> Tensor:
     return torch.stack([one[0].float().mean(0) for one in chosen]).mean(0).cpu()
 
 
-def _implementations(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"": config._attn_implementation}
-    for name in config.sub_configs:
-        if getattr(config, name, None) is not None:
-            found[name] = _implementations(getattr(config, name))
-    return found
+def _implementations(config: Any) -> Any:
+    parts = {
+        name: _implementations(getattr(config, name))
+        for name in config.sub_configs
+        if getattr(config, name, None) is not None
+    }
+    own = config._attn_implementation
+    return {"": own, **parts} if parts else own

@@ -168,18 +168,19 @@ def _of_its_own(model_id: str, where: Mapping[str, Any], model_type: str) -> tup
     auto: Any = require("transformers").AutoProcessor
     try:
         own = auto.from_pretrained(model_id, **where)
+        told = ("mm_token_type_ids", "token_type_ids") if own.return_mm_token_type_ids else ()
+        family = Family(
+            lambda _, found, number: str(own.replace_image_token(found, number)),
+            asked=dict(own.images_kwargs),
+            dropped=tuple(own.unused_input_names),
+            kinds={name: IMAGE for name in told if name in own.model_input_names},
+            mark=own.image_token,
+        )
     except (AttributeError, ImportError, OSError, ValueError) as error:
         raise ValueError(
             f"pictures are encoded for the families {sorted(FAMILIES)}, and for others whose own "
             f"processor loads here; that of {model_id} ({model_type}) does not: {error}. Install "
-            "torchvision, which many need for videos, or pass ChatEncoder pictures of your own."
+            "torchvision, which many need for videos, and transformers 5.23 or newer, or pass "
+            "ChatEncoder pictures of your own."
         ) from error
-    told = ("mm_token_type_ids", "token_type_ids") if own.return_mm_token_type_ids else ()
-    family = Family(
-        lambda _, found, number: str(own.replace_image_token(found, number)),
-        asked=dict(own.images_kwargs),
-        dropped=tuple(own.unused_input_names),
-        kinds={name: IMAGE for name in told if name in own.model_input_names},
-        mark=own.image_token,
-    )
     return family, own.image_processor

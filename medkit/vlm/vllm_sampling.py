@@ -182,7 +182,7 @@ def _vllm() -> ModuleType:
             raise
         raise ModuleNotFoundError(
             "VLLMSampler needs vllm, which is not installed; it is no extra of medkit, as it asks "
-            "for versions of its own. Install it, best into an environment of its own: pip install "
-            "vllm. HFSampler needs none of it.",
+            "for versions of its own. Install both into a new environment: pip install "
+            "'medkit[vlm]' vllm. HFSampler needs none of it.",
             name="vllm",
         ) from error
