@@ -80,7 +80,7 @@ def greedy(model: Any, prompts: Any) -> list[torch.Tensor]:
 def test_without_vllm_the_error_says_how_to_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     model, prompts = tutorial()
-    with pytest.raises(ModuleNotFoundError, match="pip install vllm"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'medkit\[vlm\]' vllm"):
         VLLMSampler(NUMBERS, 4)(model, prompts, seed=0, place=())
 
 
